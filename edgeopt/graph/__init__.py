@@ -1,0 +1,1 @@
+"""What every pass needs from the IR."""

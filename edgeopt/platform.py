@@ -1,0 +1,338 @@
+"""Devices and runtimes as data, and the platform that is one of each.
+
+A device profile is ``devices/NAME.yaml``, a runtime profile ``runtimes/NAME.yaml``. Third parties
+add folders of profiles through the entry point group ``edgeopt.devices``; a user names a file of
+their own by its path.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cache, cached_property
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+from packaging.specifiers import SpecifierSet
+from packaging.version import Version
+from pydantic import BeforeValidator, Field
+
+from edgeopt import schema, units
+from edgeopt.errors import ProfileError, nearest
+
+Size = Annotated[int, BeforeValidator(lambda text: int(units.parse_one(text, "size")))]
+Frequency = Annotated[float, BeforeValidator(lambda text: units.parse_one(text, "frequency"))]
+Bandwidth = Annotated[float, BeforeValidator(lambda text: units.parse_one(text, "bandwidth"))]
+
+Role = Literal["activation", "weight", "bias"]
+IntegerType = Literal["int4", "uint4", "int8", "uint8", "int16", "uint16", "int32"]
+
+
+# ---- device
+
+
+class Cluster(schema.Schema):
+    """Equal cores that share a clock.
+
+    ``isa`` names the extensions that matter to kernels: neon, dotprod, i8mm, fp16, bf16, sve, ...
+    """
+
+    core: str
+    cores: int = Field(gt=0)
+    clock: Frequency
+    isa: list[str] = []
+    l1d: Size | None = None
+    l2: Size | None = None
+    l3: Size | None = None
+
+
+class Cpu(schema.Schema):
+    """A processor: its clusters from the fastest to the slowest."""
+
+    arch: Literal["aarch64", "armv7", "x86_64"]
+    clusters: list[Cluster] = Field(min_length=1)
+
+
+class Memory(schema.Schema):
+    """Main memory; the bandwidth is what one can copy or, failing that, the bus's peak."""
+
+    ram: Size
+    bandwidth: Bandwidth
+
+
+class Accelerator(schema.Schema):
+    """A GPU, NPU or TPU, with the precisions that it runs fast."""
+
+    name: str
+    kind: Literal["gpu", "npu", "tpu", "dsp"]
+    architecture: str = ""
+    precisions: list[Literal["float32", "float16", "bfloat16", "int8"]] = []
+    runtime: str | None = None
+
+
+class Emulation(schema.Schema):
+    """The nearest QEMU core that has no instruction the real one lacks, and what differs."""
+
+    cpu: str
+    differs: list[str] = []
+
+
+class Device(schema.Schema):
+    """Hardware as data.
+
+    ``runtimes`` maps each runtime the device carries to its version; the first is the default.
+    ``sources`` gives the origin of every figure by its key; a guess says ``estimated``.
+    """
+
+    version: Literal[1] = Field(alias="schema")
+    name: str
+    description: str = ""
+    soc: str = ""
+    cpu: Cpu
+    memory: Memory
+    runtimes: dict[str, str] = Field(min_length=1)
+    accelerators: list[Accelerator] = []
+    emulate: Emulation | None = None
+    sources: dict[str, str]
+
+
+# ---- runtime
+
+
+class TensorRule(schema.Schema):
+    """How a runtime wants one kind of operand quantized.
+
+    ``scale`` and ``zero_point`` are given only where the runtime fixes them.
+    """
+
+    dtype: IntegerType
+    symmetric: bool = False
+    per_channel: bool = False
+    scale: float | None = None
+    zero_point: int | None = None
+
+
+class OperatorRule(schema.Schema):
+    """Which operands of an operator are quantized when it runs in integers.
+
+    Attributes:
+        inputs: The role of each input by position, ``None`` where it stays as it is; the last one
+            holds for all further inputs. A weight or bias that is no constant is an activation.
+        outputs: The same for outputs.
+        channel_axis: The weight's axis that has a scale of its own per channel.
+        same_scale: Inputs and outputs share one scale and zero point (concat, pooling, reshape).
+        output: Parameters or a type of its own for the outputs, where the runtime fixes them.
+        weight: A type of its own for the weight, where it differs from the runtime's general one.
+        follow: The operator only passes integers on: it is quantized where its input already is.
+    """
+
+    inputs: list[Role | None] = []
+    outputs: list[Role | None] = []
+    channel_axis: int = 0
+    same_scale: bool = False
+    output: TensorRule | None = None
+    weight: TensorRule | None = None
+    follow: bool = False
+
+
+class QuantizationRules(schema.Schema):
+    """What a runtime demands at calibration time.
+
+    Attributes:
+        activation: Of values computed at run time.
+        weight: Of constant weights.
+        bias: ``float``, or ``int32`` at scale input × weight.
+        activations_by_isa: Another activation rule where the device's core has an extension; the
+            first that it has decides.
+        operators: Per operator type the operands that are quantized.
+        fused_activations: Activations that follow an operator in the same kernel: the value between
+            the two is not quantized.
+        dynamic: Operators that the runtime can run with ranges computed at run time.
+        block_sizes: Block sizes of weight-only quantization, the preferred first.
+    """
+
+    activation: TensorRule
+    weight: TensorRule
+    activations_by_isa: dict[str, TensorRule] = {}
+    bias: Literal["float", "int32"] = "int32"
+    operators: dict[str, OperatorRule]
+    fused_activations: list[str] = []
+    dynamic: list[str] = []
+    block_sizes: list[int] = []
+
+
+class Tolerance(schema.Schema):
+    """How far an artifact's outputs may stray from its golden vectors, per precision.
+
+    ``relative`` is max|Δ| over max|expected|, per output.
+    """
+
+    relative: float
+    source: str
+
+
+class RuntimeVersion(schema.Schema):
+    """What a range of versions of a runtime can do.
+
+    Attributes:
+        versions: A version specifier, such as ``>=1.17``; the first entry that matches holds.
+        opset: The lowest and highest ai.onnx opset that it takes.
+        operators: Per domain ("" is ai.onnx) the operators it runs, ``["*"]`` for all of them.
+        data_types: Element types that it computes in.
+        fusions: The patterns that run as one kernel; the fusion passes of these names may fire.
+        precisions: Schemes that it runs, the generally fastest first.
+        quantization: Rules of its integer kernels; ``None`` where it has none.
+        formats: Forms of artifact, the default first.
+        memory: Peak memory of a process that holds the runtime and an empty session.
+        floors: Lowest ``glibc`` and ``python``.
+        tolerance: Per precision how far golden vectors may stray.
+    """
+
+    versions: str
+    opset: tuple[int, int] = (7, 25)
+    operators: dict[str, list[str]]
+    data_types: list[str] = []
+    fusions: list[str] = []
+    precisions: list[str] = ["float32"]
+    quantization: QuantizationRules | None = None
+    formats: list[str] = ["onnx"]
+    memory: Size
+    floors: dict[str, str] = {}
+    tolerance: dict[str, Tolerance] = {}
+
+    def runs(self, op_type: str, domain: str = "") -> bool:
+        """Whether the runtime has a kernel for an operator."""
+        known = self.operators.get("" if domain == "ai.onnx" else domain, [])
+        return "*" in known or op_type in known
+
+    def on(self, isa: list[str]) -> RuntimeVersion:
+        """Returns the rules as they hold on a core with these extensions."""
+        if self.quantization is None:
+            return self
+        by_isa = self.quantization.activations_by_isa
+        activation = next((by_isa[name] for name in by_isa if name in isa), self.quantization.activation)
+        update = {"activation": activation, "activations_by_isa": {}}
+        return self.model_copy(update={"quantization": self.quantization.model_copy(update=update)})
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of everything that the rules say."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
+
+class Runtime(schema.Schema):
+    """Software as data: a runtime's version ranges, each with what it can do."""
+
+    version: Literal[1] = Field(alias="schema")
+    name: str
+    target: str
+    description: str = ""
+    ranges: list[RuntimeVersion] = Field(min_length=1)
+    sources: dict[str, str]
+
+    def at(self, version: str) -> RuntimeVersion:
+        """Returns what holds for one version.
+
+        Raises:
+            ProfileError: No range holds that version.
+        """
+        for entry in self.ranges:
+            if SpecifierSet(entry.versions, prereleases=True).contains(Version(version)):
+                return entry
+        raise ProfileError(f"the runtime profile {self.name!r} does not cover version {version}")
+
+
+# ---- platform
+
+
+class Platform(schema.Schema):
+    """A device with one of its runtimes: what passes and targets ask for rules."""
+
+    device: Device
+    runtime: Runtime
+    runtime_version: str
+
+    @cached_property
+    def rules(self) -> RuntimeVersion:
+        """What the device's version of the runtime can do and demands, on its fastest cores.
+
+        Two devices with equal rules share every step, whatever else tells them apart.
+        """
+        return self.runtime.at(self.runtime_version).on(self.device.cpu.clusters[0].isa)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of both profiles."""
+        return hashlib.sha256(self.model_dump_json(by_alias=True).encode()).hexdigest()
+
+
+Profile = TypeVar("Profile", Device, Runtime)
+
+
+def profile_folders(kind: Literal["devices", "runtimes"]) -> list[Path]:
+    """Lists the folders that hold profiles: our own, then those of installed packages.
+
+    In the repository they lie beside the package, in a wheel inside it.
+    """
+    inside = Path(__file__).parent / "profiles" / kind
+    ours = inside if inside.is_dir() else Path(__file__).parent.parent / kind
+    group = f"edgeopt.{kind}"
+    return [ours, *(Path(str(point.load())) for point in entry_points(group=group))]
+
+
+@cache
+def profile_names(kind: Literal["devices", "runtimes"]) -> dict[str, Path]:
+    """Maps the name of every known profile to its file, sorted by name."""
+    found: dict[str, Path] = {}
+    for folder in profile_folders(kind):
+        for path in sorted(folder.glob("*.yaml")):
+            found.setdefault(path.stem, path)
+    return dict(sorted(found.items()))
+
+
+def load_device(name: str) -> Device:
+    """Loads a device profile by its name, or by the path of a YAML file.
+
+    Raises:
+        ProfileError: There is no such profile, or it is not valid.
+    """
+    return _load(name, "devices", Device)
+
+
+def load_runtime(name: str) -> Runtime:
+    """Loads a runtime profile by its name, or by the path of a YAML file."""
+    return _load(name, "runtimes", Runtime)
+
+
+def load_platform(device: str | Device, target: str | None = None) -> Platform:
+    """Joins a device with the runtime that a target is for, by default the device's first.
+
+    Raises:
+        ProfileError: The device or runtime is unknown, or the device does not carry it.
+    """
+    if isinstance(device, str):
+        device = load_device(device)
+    name = target or next(iter(device.runtimes))
+    if name not in device.runtimes:
+        raise ProfileError(
+            f"the device {device.name!r} carries no runtime {name!r}",
+            hint=f"one of {', '.join(device.runtimes)}",
+        )
+    runtime = load_runtime(name)
+    version = device.runtimes[name]
+    runtime.at(version)
+    return Platform(device=device, runtime=runtime, runtime_version=version)
+
+
+def _load(name: str, kind: Literal["devices", "runtimes"], model: type[Profile]) -> Profile:
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml"):
+        return schema.read(path, model, ProfileError)
+    known = profile_names(kind)
+    if name not in known:
+        raise ProfileError(
+            f"there is no {kind[:-1]} {name!r}",
+            nearest=nearest(name, known),
+            hint=f"edgeopt {kind} list" if kind == "devices" else None,
+        )
+    return schema.read(known[name], model, ProfileError)
