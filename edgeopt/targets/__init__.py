@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from edgeopt.errors import UserError, nearest
-from edgeopt.targets.base import Session, Target
+from edgeopt.session import Session
+from edgeopt.targets.base import Target
 
 __all__ = ["Session", "Target", "make", "names"]
 

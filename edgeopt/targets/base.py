@@ -13,30 +13,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 import onnx_ir as ir
 
 from edgeopt.errors import ModelError
 from edgeopt.graph.change import Change
 from edgeopt.platform import Platform
-
-
-@dataclass(frozen=True, slots=True)
-class TensorSpec:
-    """An input or output of the original model.
-
-    Attributes:
-        name: Its name.
-        dtype: Its numpy dtype's name, such as ``float32``.
-        shape: Per axis a size, or the name of a symbolic dimension.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int | str, ...]
+from edgeopt.session import Session, TensorSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,36 +79,6 @@ class Problem:
     op_type: str
     reason: str
     hint: str = ""
-
-
-class Session(ABC):
-    """A running artifact, in the terms of the original model."""
-
-    inputs: Sequence[TensorSpec]
-    outputs: Sequence[TensorSpec]
-
-    @abstractmethod
-    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Runs one call: an array for every input, by the original's names.
-
-        Raises:
-            RuntimeFailure: The runtime fails on these inputs.
-        """
-
-    def close(self) -> None:
-        """Frees what the session holds."""
-        return
-
-    def __enter__(self) -> Session:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 @dataclass(frozen=True)

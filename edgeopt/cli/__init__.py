@@ -1,0 +1,104 @@
+"""The command line: one file per command, imported only when the command is called.
+
+The command ``inspect`` is the click command ``command`` of ``inspect.py``; a name in ``_HELP`` is all it
+takes to add one.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import Any, NoReturn
+
+import click
+
+from edgeopt import __version__
+from edgeopt.errors import EdgeoptError
+
+COMMANDS = {
+    "compile": "Turn a model into the best artifact for a device, and judge it",
+    "optimize": "Simplify and fuse a model exactly, for any runtime",
+    "run": "Compile and judge all models and devices of a recipe",
+    "eval": "Measure an artifact's or model's accuracy",
+    "bench": "Measure or predict latency and memory",
+    "inspect": "Show a model's layers and what they cost",
+    "diff": "Show where two models or artifacts differ",
+    "devices": "List, show and check device profiles",
+    "passes": "List and show passes",
+    "cache": "Show or clear the store of steps",
+}
+"""Every command and its one line of help; the module of the same name holds the rest."""
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when called, so that ``--help`` is instant."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Lists the commands in the order of the help."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Imports the command's module and returns its command."""
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"edgeopt.cli.{cmd_name}")
+        command: click.Command = module.command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes the commands' help without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(
+    cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
+@click.version_option(__version__, prog_name="edgeopt")
+def cli() -> None:
+    """Ship trained models to ARM edge devices: smaller, faster, proven within their budgets."""
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Runs the command line and exits with its code: one sentence for every error, no traceback."""
+    sys.exit(call(arguments))
+
+
+def call(arguments: list[str] | None = None) -> int:
+    """Runs the command line and returns its exit code."""
+    try:
+        result: Any = cli.main(arguments, standalone_mode=False)
+        return int(result or 0)
+    except EdgeoptError as error:
+        fail(str(error))
+        return error.exit_code
+    except click.exceptions.Exit as done:
+        return done.exit_code
+    except click.ClickException as error:
+        fail(error.format_message())
+        return 2
+    except (KeyboardInterrupt, click.Abort):
+        fail("interrupted; nothing was left half-written")
+        return 130
+    except MemoryError:
+        fail("out of memory")
+        return 3
+    except OSError as error:
+        place = f"\n  {error.filename}" if error.filename else ""
+        fail(f"{error.strerror or error}{place}")
+        return 2
+    except Exception as error:
+        if os.environ.get("EDGEOPT_DEBUG"):
+            raise
+        fail(
+            f"internal error: {type(error).__name__}: {error}\n"
+            "  try: run again with EDGEOPT_DEBUG=1 for the traceback, and report it"
+        )
+        return 3
+
+
+def fail(text: str) -> None:
+    """Prints an error on stderr, red on a terminal."""
+    click.secho("error: ", fg="red", bold=True, nl=False, err=True)
+    click.echo(text, err=True)
