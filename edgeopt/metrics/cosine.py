@@ -1,0 +1,30 @@
+"""Cosine similarity between output and label, the mean over samples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from edgeopt.metrics.base import Metric
+from edgeopt.metrics.mae import aligned, check_numbers
+
+
+class Cosine(Metric):
+    """Per sample the cosine of the angle between output and label; 0 where either is zero."""
+
+    name = "cosine"
+
+    def record(self, outputs: Mapping[str, Any], sample: Mapping[str, Any]) -> float:
+        """Returns the sample's cosine similarity."""
+        output, label = aligned(self.select(outputs), sample["label"], self.name)
+        norm = float(np.linalg.norm(output) * np.linalg.norm(label))
+        return 0.0 if norm == 0 else float(np.vdot(output, label)) / norm
+
+    def check_labels(self, labels: Sequence[Any], classes: int | None, where: str) -> None:
+        """Checks that labels are numbers."""
+        check_numbers(labels, self.name, where)
+
+
+METRIC = Cosine()
