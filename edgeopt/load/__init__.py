@@ -49,7 +49,8 @@ def load(
         shapes: Per input its shape: a size per axis, or a name for an axis that stays dynamic.
         example: Example inputs of a torch module: an array or tensor, a sequence, or a mapping by the
             names of its arguments. Without them they are made from ``shapes``.
-        allow_code: Whether ``package.module:build`` may run.
+        allow_code: Whether ``package.module:build`` may run, and ``.pt2`` archives, which can hold pickled
+            code, may be opened.
 
     Returns:
         A model of its own. Weights in external files are memory-mapped when they are read.
@@ -63,7 +64,7 @@ def load(
         text = str(source)
         if not Path(text).exists() and _FUNCTION.fullmatch(text):
             return _from_function(text, weights, shapes, example, allow_code)
-        return _from_file(Path(text), weights, shapes)
+        return _from_file(Path(text), weights, shapes, allow_code)
     if _is_torch_module(source):
         from edgeopt.load.torch_module import export_module
 
@@ -87,13 +88,19 @@ def load(
     return fix_shapes(check(model), shapes)
 
 
-def _from_file(path: Path, weights: str | Path | None, shapes: Shapes | None) -> ir.Model:
+def _from_file(path: Path, weights: str | Path | None, shapes: Shapes | None, allow_code: bool) -> ir.Model:
     _no_weights(weights)
     if not path.exists():
         raise ModelError("there is no such model file", where=str(path), hint=_neighbours(path))
     if path.is_dir():
         raise ModelError("the model is a folder, not a file", where=str(path))
     if path.suffix == ".pt2":
+        if not allow_code:
+            raise UserError(
+                "a .pt2 archive can hold pickled code, and running code is not allowed here",
+                where=str(path),
+                hint="drop --no-code, or export it to ONNX",
+            )
         from edgeopt.load.torch_module import export_archive
 
         return fix_shapes(check(export_archive(path), where=str(path)), shapes)
