@@ -123,7 +123,10 @@ class OperatorRule(schema.Schema):
         same_scale: Inputs and outputs share one scale and zero point (concat, pooling, reshape).
         output: Parameters or a type of its own for the outputs, where the runtime fixes them.
         weight: A type of its own for the weight, where it differs from the runtime's general one.
-        follow: The operator only passes integers on: it is quantized where its input already is.
+        follow: The operator only passes integers on: where its first input is quantized and its output
+            wanted in integers, its output is quantized with the same parameters.
+        when: ``always``, or ``between`` where the operator pays only in the midst of integers: some
+            input comes in integers and some reader of its output wants them.
     """
 
     inputs: list[Role | None] = []
@@ -133,6 +136,7 @@ class OperatorRule(schema.Schema):
     output: TensorRule | None = None
     weight: TensorRule | None = None
     follow: bool = False
+    when: Literal["always", "between"] = "always"
 
 
 class QuantizationRules(schema.Schema):
@@ -148,6 +152,9 @@ class QuantizationRules(schema.Schema):
         fused_activations: Activations that follow an operator in the same kernel: the value between
             the two is not quantized.
         dynamic: Operators that the runtime can run with ranges computed at run time.
+        constants: Per operator type the inputs that may hold integers when they are constant, though
+            the operator computes in float (weight-only quantization), with the axis that has a scale
+            of its own per channel, or ``None``.
         block_sizes: Block sizes of weight-only quantization, the preferred first.
     """
 
@@ -158,6 +165,7 @@ class QuantizationRules(schema.Schema):
     operators: dict[str, OperatorRule]
     fused_activations: list[str] = []
     dynamic: list[str] = []
+    constants: dict[str, dict[int, int | None]] = {}
     block_sizes: list[int] = []
 
 
