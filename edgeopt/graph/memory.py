@@ -113,6 +113,8 @@ class _Problem:
         buffers: dict[ir.Value, int] = {}
         makers: dict[int, int] = {}
         ends = {quantized.held.get(value, value) for value in walked.outputs}
+        # What a branch or loop body reads from outside is counted there.
+        own = set(walked.inputs) | {output for step in walked.steps for output in step.node.outputs}
 
         def buffer(value: ir.Value) -> int:
             if value not in buffers:
@@ -129,7 +131,7 @@ class _Problem:
             needed = {quantized.as_read(node, value) for value in node.inputs if value is not None}
             for body in step.bodies:
                 needed |= _captured(body)
-            reads = sorted({buffer(value) for value in needed if _activation(value, walked)})
+            reads = sorted({buffer(value) for value in needed & own if _activation(value, walked)})
             before = 0
             for number in reads:
                 problem.readers[number] |= 1 << index

@@ -120,9 +120,7 @@ def _model(reads: list[list[int]], sizes: list[int]) -> ir.Model:
         nodes.append(node)
     read = {source for sources in reads for source in sources}
     outputs = [value for index, value in enumerate(values) if index not in read and index]
-    graph = ir.Graph(
-        [values[0]], outputs, nodes=nodes, opset_imports={"": 21, "test": 1}, name="g"
-    )
+    graph = ir.Graph([values[0]], outputs, nodes=nodes, opset_imports={"": 21, "test": 1}, name="g")
     return ir.Model(graph, ir_version=10)
 
 
