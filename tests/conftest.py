@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,3 +17,17 @@ def zoo() -> Path:
     if not folder.is_dir():
         pytest.skip("the zoo of real models is not here; EDGEOPT_ZOO names its folder")
     return folder
+
+
+@pytest.fixture(scope="session")
+def torch() -> Any:
+    """The package torch, which only the extra of that name installs; the test is marked ``torch``."""
+    pytest.importorskip("onnxscript", reason="needs the extra: pip install 'edgeopt[torch]'")
+    return pytest.importorskip("torch", reason="needs the extra: pip install 'edgeopt[torch]'")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the tests that need torch, so that they can be run alone."""
+    for item in items:
+        if "torch" in getattr(item, "fixturenames", ()) or 'importorskip("torch"' in item.path.read_text():
+            item.add_marker("torch")
