@@ -53,9 +53,11 @@ def load(name: str, *, base: Path | None = None, allowed: bool = True) -> Any:
             hint="the module is looked for beside the recipe, in the current folder and on Python's path",
         ) from failure
     finally:
+        # first while it is imported, then last: what it imports later is found, and shadows nothing
         for folder in added:
             if folder in sys.path:
                 sys.path.remove(folder)
+        sys.path += added
     if not hasattr(module, attribute):
         raise UserError(
             f"the module {module_name!r} has no {attribute!r}",

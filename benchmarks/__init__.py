@@ -1,0 +1,1 @@
+"""Scripts behind every claim of speed and accuracy."""

@@ -1,0 +1,16 @@
+"""Data, metrics and harnesses for a zoo of real models, written as a user writes them.
+
+Each module has ``calibrate`` and ``evaluate``, and where the model needs them a metric and ``run``, the
+harness. The zoo's folder is named by EDGEOPT_ZOO, or lies at ``../shared/zoo`` beside the repository.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def zoo() -> Path:
+    """Returns the zoo's folder."""
+    named = os.environ.get("EDGEOPT_ZOO")
+    return Path(named) if named else Path(__file__).resolve().parents[3] / "shared" / "zoo"

@@ -1,0 +1,173 @@
+"""Opening models and artifacts on this host.
+
+A float original runs in onnxruntime as it stands; an artifact is opened by its target. What the host's
+instruction set does to integer arithmetic is said by ``distortion``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+
+from edgeopt.errors import DataError, ModelError, RuntimeFailure, nearest
+from edgeopt.graph.execute import first_line
+from edgeopt.session import Session, TensorSpec
+
+_DTYPES = {
+    "float": "float32",
+    "double": "float64",
+    "float16": "float16",
+    "bfloat16": "bfloat16",
+    "bool": "bool",
+    "string": "str",
+    **{f"{sign}int{bits}": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
+}
+
+
+class OnnxSession(Session):
+    """An ONNX model running in onnxruntime on this host, with its optimizations on.
+
+    Args:
+        source: A file, a serialized model, or a model.
+        threads: Threads of one operator.
+
+    Raises:
+        RuntimeFailure: onnxruntime cannot load the model.
+    """
+
+    def __init__(self, source: str | Path | bytes | ir.Model, *, threads: int = 1) -> None:
+        model: str | bytes
+        if isinstance(source, ir.Model):
+            model = ir.to_proto(source).SerializeToString()
+        else:
+            model = source if isinstance(source, bytes) else os.fspath(source)
+        self._session = _load(model, threads)
+        self.inputs = tuple(_spec(value) for value in self._session.get_inputs())
+        self.outputs = tuple(_spec(value) for value in self._session.get_outputs())
+        self.runtime = f"onnxruntime {onnxruntime.__version__}"
+        self.threads = threads
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Runs one call.
+
+        Raises:
+            DataError: An input is missing.
+            RuntimeFailure: onnxruntime fails on these inputs.
+        """
+        for spec in self.inputs:
+            if spec.name not in feeds:
+                raise DataError(
+                    f"the call gives no input {spec.name!r}", nearest=nearest(spec.name, feeds) or list(feeds)
+                )
+        try:
+            values: list[Any] = self._session.run(None, {spec.name: feeds[spec.name] for spec in self.inputs})
+        except Exception as failure:  # onnxruntime raises a class of its own per status code
+            raise RuntimeFailure(f"onnxruntime fails to run the model: {first_line(failure)}") from failure
+        return {spec.name: value for spec, value in zip(self.outputs, values, strict=True)}
+
+
+def open_session(source: str | Path, *, threads: int = 1) -> Session:
+    """Opens a model or an artifact on this host.
+
+    Args:
+        source: An ``.onnx`` or ``.ort`` file, or an artifact's folder.
+        threads: Threads of one operator.
+
+    Raises:
+        ModelError: There is none, or it is of a kind that does not run here.
+        RuntimeFailure: The runtime cannot load it.
+    """
+    path = Path(source)
+    if not path.exists():
+        raise ModelError(f"there is no model or artifact {str(source)!r}")
+    if path.is_dir():
+        if not (path / "manifest.json").is_file():
+            raise ModelError("the folder is no artifact: it holds no manifest.json", where=str(path))
+        # imported by name, only where it is needed: it brings the targets along
+        artifact = importlib.import_module("edgeopt.artifact")
+        session: Session = artifact.open_artifact(path).open(threads=threads)
+        return session
+    if path.suffix not in (".onnx", ".ort"):
+        raise ModelError(
+            f"{path.name!r} does not run here by itself",
+            hint="give an .onnx file or the folder of an artifact",
+        )
+    return OnnxSession(path, threads=threads)
+
+
+@cache
+def instructions() -> frozenset[str]:
+    """The host's instruction set extensions, as Linux names them; empty where it does not say."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return frozenset()
+    for line in text.splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() in ("flags", "Features"):
+            return frozenset(value.split())
+    return frozenset()
+
+
+def architecture() -> str:
+    """The host's architecture and what decides its integer arithmetic, such as ``x86_64 vnni``."""
+    machine = platform.machine().lower()
+    known = ("avx512_vnni", "avx_vnni", "avx2", "asimddp", "i8mm")
+    extensions = [name for name in known if name in instructions()]
+    return " ".join([machine, *extensions])
+
+
+def distortion() -> str | None:
+    """Says how this host's integer kernels differ from a device's; ``None`` where they do not.
+
+    x86 without VNNI multiplies u8 by s8 with an instruction that saturates its sums at 16 bits
+    (VPMADDUBSW); ARM and VNNI do not. onnxruntime's exact mode is asked for, and it does not cover every
+    kernel.
+    """
+    if platform.machine().lower() not in ("x86_64", "amd64", "i686"):
+        return None
+    flags = instructions()
+    if not flags or flags & {"avx512_vnni", "avx_vnni"}:
+        return None
+    return (
+        "this host is x86 without VNNI: its integer kernels may saturate, so int8 accuracy on a device "
+        "may be better than the figure measured here"
+    )
+
+
+def _load(model: str | bytes, threads: int) -> Any:
+    """Opens a session with exact integer products where onnxruntime can.
+
+    It refuses that mode for some models with shared weights.
+    """
+    try:
+        return _open(model, threads, exact=True)
+    except Exception:  # onnxruntime raises a class of its own per status code; told apart by trying again
+        try:
+            return _open(model, threads, exact=False)
+        except Exception as failure:
+            raise RuntimeFailure(f"onnxruntime cannot load the model: {first_line(failure)}") from failure
+
+
+def _open(model: str | bytes, threads: int, *, exact: bool) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    options.add_session_config_entry("session.x64quantprecision", "1" if exact else "0")
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def _spec(value: Any) -> TensorSpec:
+    kind = value.type.removeprefix("tensor(").removesuffix(")")
+    shape = tuple(size if isinstance(size, (int, str)) else "?" for size in value.shape or ())
+    return TensorSpec(value.name, _DTYPES.get(kind, kind), shape)
