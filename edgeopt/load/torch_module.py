@@ -47,7 +47,8 @@ def build(text: str) -> tuple[Any, Any]:
     """
     torch = _torch(f"building {text}")
     module_name, function_name = text.split(":")
-    sys.path.insert(0, str(Path.cwd()))
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
     try:
         module = importlib.import_module(module_name)
         if not hasattr(module, function_name):
@@ -63,13 +64,14 @@ def build(text: str) -> tuple[Any, Any]:
             raise UserError(f"{text} needs the module {error.name!r}, which is not installed") from error
         raise UserError(
             f"there is no Python module {error.name!r}",
-            where=str(Path.cwd()),
+            where=here,
             hint="run from the folder that holds it, or install it",
         ) from error
     except Exception as error:  # the user's own code may raise anything
         raise UserError(f"{text} fails: {type(error).__name__}: {_first_line(error)}") from error
     finally:
-        sys.path.remove(str(Path.cwd()))
+        with contextlib.suppress(ValueError):  # the user's code may have taken it out
+            sys.path.remove(here)
     if isinstance(built, tuple) and len(built) == 2 and isinstance(built[0], torch.nn.Module):
         return built
     if isinstance(built, torch.nn.Module):
