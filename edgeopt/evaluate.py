@@ -70,6 +70,25 @@ class Judgement:
         found = [self.artifact, drop, self.fidelity, self.agreement]
         return {item.quantity: item for item in found if item is not None}
 
+    def to_json(self) -> dict[str, Any]:
+        """Returns the judgement as plain JSON data."""
+        figures = {name: getattr(self, name) for name in _FIGURES}
+        found: dict[str, Any] = {
+            name: None if figure is None else figure.to_json() for name, figure in figures.items()
+        }
+        return {**found, "notes": list(self.notes)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Judgement:
+        """Restores a judgement from the data that ``to_json`` returned."""
+        figures = {
+            name: None if data.get(name) is None else Evidence.from_json(data[name]) for name in _FIGURES
+        }
+        return cls(notes=tuple(data.get("notes", ())), **figures)
+
+
+_FIGURES = ("original", "artifact", "drop", "relative_drop", "absolute_drop", "fidelity", "agreement")
+
 
 def judge(
     original: Sessions | None,

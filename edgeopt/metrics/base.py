@@ -8,12 +8,14 @@ where two models are compared.
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from edgeopt import user_code
 from edgeopt.budget import Budget
 from edgeopt.errors import DataError, UserError, nearest
 
@@ -67,6 +69,12 @@ class Metric(ABC):
             DataError: They cannot be the labels of this metric.
         """
         return
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of its source, its name and the output that it reads."""
+        source = user_code.digest(type(self))
+        return hashlib.sha256(f"{source} {self.name} {self.output}".encode()).hexdigest()
 
     def default_budget(self) -> Budget:
         """The budget on the drop that holds where the user gives none."""
@@ -139,6 +147,11 @@ class UserMetric(Metric):
         if self.unit not in ("%", "dB", ""):
             raise UserError(f"the metric {name} has the unit {self.unit!r}; one of '%', 'dB', ''")
         self.drop = self._drop(getattr(function, "drop", None))
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the file that the user's function comes from, with its name."""
+        return user_code.digest(self.function)
 
     def record(self, outputs: Mapping[str, Any], sample: Mapping[str, Any]) -> Any:
         """Calls the user's function."""

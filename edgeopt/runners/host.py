@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import os
 import platform
+import tempfile
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -19,7 +20,7 @@ import onnx_ir as ir
 import onnxruntime
 
 from edgeopt.errors import DataError, ModelError, RuntimeFailure, nearest
-from edgeopt.graph.execute import first_line
+from edgeopt.graph.execute import IN_MEMORY, first_line
 from edgeopt.session import Session, TensorSpec
 
 _DTYPES = {
@@ -45,12 +46,21 @@ class OnnxSession(Session):
     """
 
     def __init__(self, source: str | Path | bytes | ir.Model, *, threads: int = 1) -> None:
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
         model: str | bytes
-        if isinstance(source, ir.Model):
-            model = ir.to_proto(source).SerializeToString()
-        else:
+        if not isinstance(source, ir.Model):
             model = source if isinstance(source, bytes) else os.fspath(source)
-        self._session = _load(model, threads)
+        elif _is_small(source):
+            model = ir.to_proto(source).SerializeToString()
+        else:  # a serialized model is limited to 2 GB, and external tensors are read from files
+            self._folder = tempfile.TemporaryDirectory(prefix="edgeopt-")
+            model = os.fspath(Path(self._folder.name) / "model.onnx")
+            ir.save(source, model, external_data="model.data")
+        try:
+            self._session = _load(model, threads)
+        except RuntimeFailure:
+            self.close()
+            raise
         self.inputs = tuple(_spec(value) for value in self._session.get_inputs())
         self.outputs = tuple(_spec(value) for value in self._session.get_outputs())
         self.runtime = f"onnxruntime {onnxruntime.__version__}"
@@ -74,9 +84,15 @@ class OnnxSession(Session):
             raise RuntimeFailure(f"onnxruntime fails to run the model: {first_line(failure)}") from failure
         return {spec.name: value for spec, value in zip(self.outputs, values, strict=True)}
 
+    def close(self) -> None:
+        """Deletes the session's temporary files."""
+        if self._folder is not None:
+            self._folder.cleanup()
+            self._folder = None
 
-def open_session(source: str | Path, *, threads: int = 1) -> Session:
-    """Opens a model or an artifact on this host.
+
+def open_sessions(source: str | Path, *, threads: int = 1) -> dict[str, Session]:
+    """Opens a model or all parts of an artifact on this host; a model of one part is ``model``.
 
     Args:
         source: An ``.onnx`` or ``.ort`` file, or an artifact's folder.
@@ -94,14 +110,25 @@ def open_session(source: str | Path, *, threads: int = 1) -> Session:
             raise ModelError("the folder is no artifact: it holds no manifest.json", where=str(path))
         # imported by name, only where it is needed: it brings the targets along
         artifact = importlib.import_module("edgeopt.artifact")
-        session: Session = artifact.open_artifact(path).open(threads=threads)
-        return session
+        sessions: dict[str, Session] = artifact.open_artifact(path).open(threads=threads)
+        return sessions
     if path.suffix not in (".onnx", ".ort"):
         raise ModelError(
             f"{path.name!r} does not run here by itself",
             hint="give an .onnx file or the folder of an artifact",
         )
-    return OnnxSession(path, threads=threads)
+    return {"model": OnnxSession(path, threads=threads)}
+
+
+def _is_small(model: ir.Model) -> bool:
+    tensors = [
+        value.const_value
+        for graph in model.graphs()
+        for value in graph.initializers.values()
+        if value.const_value is not None
+    ]
+    external = any(isinstance(tensor, ir.ExternalTensor) for tensor in tensors)
+    return not external and sum(tensor.nbytes for tensor in tensors) <= IN_MEMORY
 
 
 @cache
