@@ -1,0 +1,86 @@
+"""A TFLite program in memory: tensors and operations, before they become a flatbuffer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+
+class Unsupported(Exception):
+    """A step cannot be said in TFLite.
+
+    Args:
+        reason: Why, for a reader who knows the model but not TFLite.
+        hint: What would work.
+    """
+
+    def __init__(self, reason: str, hint: str = "") -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.hint = hint
+
+
+@dataclass(slots=True, eq=False)
+class Tensor:
+    """A tensor of the file.
+
+    Attributes:
+        name: Its name, unique in the file.
+        shape: Its sizes in the order of memory.
+        dtype: The name of its numpy type.
+        data: Its value, shaped as ``shape``, where it is a constant.
+        scale: float32 [1] or [channels], where it is quantized.
+        zero_point: int64, shaped as ``scale``.
+        axis: The axis in memory that has a scale per channel.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    data: np.ndarray | None = None
+    scale: np.ndarray | None = None
+    zero_point: np.ndarray | None = None
+    axis: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Operation:
+    """An operation of the file.
+
+    Attributes:
+        code: The builtin operator's name, such as ``CONV_2D``.
+        inputs: Its inputs; ``None`` where an optional one is absent.
+        outputs: Its outputs.
+        options: The fields of its options table.
+        table: The name of its options table, such as ``Conv2DOptions``; empty for none.
+        node: The original name of the node that it comes from.
+    """
+
+    code: str
+    inputs: list[Tensor | None]
+    outputs: list[Tensor]
+    table: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
+    node: str = ""
+
+
+@dataclass(slots=True)
+class Program:
+    """A whole file: one subgraph."""
+
+    operations: list[Operation] = field(default_factory=list)
+    inputs: list[Tensor] = field(default_factory=list)
+    outputs: list[Tensor] = field(default_factory=list)
+
+    def tensors(self) -> list[Tensor]:
+        """All tensors, in the order of their first use."""
+        found: dict[int, Tensor] = {id(tensor): tensor for tensor in self.inputs}
+        for operation in self.operations:
+            for tensor in (*operation.inputs, *operation.outputs):
+                if tensor is not None:
+                    found.setdefault(id(tensor), tensor)
+        for tensor in self.outputs:
+            found.setdefault(id(tensor), tensor)
+        return list(found.values())
