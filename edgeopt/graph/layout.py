@@ -219,23 +219,36 @@ class _Search:
         self.choices: list[Choice | None] = [None] * len(steps)
 
     def run(self, sweeps: int) -> Assignment:
-        self._start()
-        best, best_cost = list(self.choices), self._total()
-        for sweep in range(sweeps):
+        best: list[Choice | None] = []
+        best_cost = -1
+        for start in (self._start_backward, self._start_forward):
+            start()
+            for sweep in range(sweeps):
+                cost = self._total()
+                if best_cost < 0 or cost < best_cost:
+                    best, best_cost = list(self.choices), cost
+                if best_cost == 0 or not self._sweep(forward=sweep % 2 == 0):
+                    break
             if best_cost == 0:
-                break
-            changed = self._sweep(forward=sweep % 2 == 0)
-            if (cost := self._total()) < best_cost:
-                best, best_cost = list(self.choices), cost
-            if not changed:
                 break
         self.choices = best
         choices = [choice for choice in self.choices if choice is not None]
         layouts = {name: self._produced(name) for name in self.shapes}
         return Assignment(choices, layouts, best_cost)
 
-    def _start(self) -> None:
-        """First choices, backward: each step as its readers would have it."""
+    def _start_forward(self) -> None:
+        """First choices, each step as its inputs come."""
+        self.choices = [None] * len(self.steps)
+        for number in range(len(self.steps)):
+            ins = sorted({name for name, _ in self.live[number]})
+            ranked = []
+            for rank, choice in enumerate(self._candidates(number)):
+                self.choices[number] = choice
+                ranked.append((sum(map(self._cost, ins)), rank, choice))
+            self.choices[number] = min(ranked, key=lambda item: item[:2])[2]
+
+    def _start_backward(self) -> None:
+        """First choices, each step as its readers would have it."""
         for number in reversed(range(len(self.steps))):
             wanted: dict[Layout, int] = {}
             offered = self._candidates(number)

@@ -84,3 +84,23 @@ class Program:
         for tensor in self.outputs:
             found.setdefault(id(tensor), tensor)
         return list(found.values())
+
+
+def join_reshapes(program: Program) -> None:
+    """Makes one RESHAPE of a chain of them, in place."""
+    readers: dict[int, int] = {id(tensor): 1 for tensor in program.outputs}
+    maker: dict[int, Operation] = {}
+    for operation in program.operations:
+        for tensor in operation.inputs:
+            if tensor is not None:
+                readers[id(tensor)] = readers.get(id(tensor), 0) + 1
+    dropped: set[int] = set()
+    for operation in program.operations:
+        source = operation.inputs[0]
+        if operation.code == "RESHAPE" and source is not None:
+            before = maker.get(id(source))
+            if before is not None and readers[id(source)] == 1:
+                operation.inputs[0] = before.inputs[0]
+                dropped.add(id(before))
+            maker[id(operation.outputs[0])] = operation
+    program.operations = [item for item in program.operations if id(item) not in dropped]
