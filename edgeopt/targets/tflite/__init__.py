@@ -67,15 +67,15 @@ class Tflite(Target):
 
     def open(self, folder: Path, manifest: Mapping[str, Any], *, threads: int = 1) -> Session:
         """Opens the file on LiteRT, or on tflite-runtime where only that is installed."""
-        sides = [
+        inputs, outputs = (
             [TensorSpec(item["name"], item["dtype"], tuple(item["shape"])) for item in manifest[key]]
             for key in ("inputs", "outputs")
-        ]
+        )
         adapters = [
             Adapter(**{**item, "permutation": tuple(item.get("permutation", ()))})
             for item in manifest.get("adapters", ())
         ]
-        return TfliteSession(folder / str(manifest["model"]), *sides, adapters, threads=threads)
+        return TfliteSession(folder / str(manifest["model"]), inputs, outputs, adapters, threads=threads)
 
     def snippets(self, emitted: Emitted, inputs: Sequence[TensorSpec]) -> dict[str, str]:
         """A short program that runs the file with NumPy and LiteRT."""

@@ -12,7 +12,14 @@ from edgeopt.errors import UserError, nearest
 from edgeopt.graph.execute import Executor
 from edgeopt.graph.shapes import infer_shapes
 
-RANDOM = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"}
+RANDOM = {
+    "RandomNormal",
+    "RandomUniform",
+    "RandomNormalLike",
+    "RandomUniformLike",
+    "Multinomial",
+    "Bernoulli",
+}
 LARGEST = 1 << 24
 """Constants of more elements are left to be computed at run time, unless they shrink their input."""
 
@@ -67,9 +74,7 @@ def fix_shapes(model: ir.Model, shapes: Mapping[str, tuple[int, ...]] | None = N
                 known.setdefault(str(dim.value), dims[axis])  # type: ignore[arg-type]
         value.shape = ir.Shape(dims)
     for value in graph.inputs:
-        dims = [
-            dim if isinstance(dim, int) else known.get(str(dim.value), dim) for dim in value.shape or ()
-        ]
+        dims = [dim if isinstance(dim, int) else known.get(str(dim.value), dim) for dim in value.shape or ()]
         value.shape = ir.Shape(dims)
     return known
 
@@ -163,16 +168,16 @@ def _fold_shapes(graph: ir.Graph) -> bool:
 def _foldable(node: ir.Node, known: set[ir.Value]) -> bool:
     if node.op_type in RANDOM or node.op_type == "DequantizeLinear" or node.domain not in ("", "ai.onnx"):
         return False
-    if any(attr.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for attr in node.attributes.values()):
+    if any(
+        attr.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for attr in node.attributes.values()
+    ):
         return False
     if not all(value is None or value in known for value in node.inputs):
         return False
     if any(output.is_graph_output() for output in node.outputs):
         return False
     first = node.inputs[0] if node.inputs else None
-    if node.op_type == "Cast" and first is not None and first.dtype == ir.DataType.FLOAT16:
-        return False
-    return True
+    return not (node.op_type == "Cast" and first is not None and first.dtype == ir.DataType.FLOAT16)
 
 
 def _compute(model: ir.Model, nodes: Sequence[ir.Node], wanted: Sequence[ir.Value]) -> dict[str, np.ndarray]:
@@ -184,11 +189,15 @@ def _compute(model: ir.Model, nodes: Sequence[ir.Node], wanted: Sequence[ir.Valu
         inputs: list[ir.Value | None] = []
         for value in node.inputs:
             if value is not None and value not in values:
-                copy = ir.Value(name=value.name, shape=value.shape, type=value.type, const_value=value.const_value)
+                copy = ir.Value(
+                    name=value.name, shape=value.shape, type=value.type, const_value=value.const_value
+                )
                 values[value] = copy
                 initializers.append(copy)
             inputs.append(None if value is None else values[value])
-        made = ir.node(node.op_type, inputs, num_outputs=len(node.outputs), domain=node.domain, name=node.name)
+        made = ir.node(
+            node.op_type, inputs, num_outputs=len(node.outputs), domain=node.domain, name=node.name
+        )
         made.attributes.update(node.attributes)
         for old, new in zip(node.outputs, made.outputs, strict=True):
             new.name, new.type = old.name, old.type
@@ -218,5 +227,3 @@ def _replace(graph: ir.Graph, value: ir.Value, array: np.ndarray) -> None:
     )
     value.replace_all_uses_with(made)
     graph.register_initializer(made)
-
-

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -136,21 +137,25 @@ class Emitter:
     def op(
         self,
         code: str,
-        inputs: list[Tensor | None],
+        inputs: Sequence[Tensor | None],
         outputs: list[Tensor],
         table: str = "",
         **options: Any,
     ) -> Tensor:
         """Writes an operation and returns its first output."""
         node = self.step.name if self.step is not None else ""
-        self.program.operations.append(Operation(code, inputs, outputs, table, options, node))
+        self.program.operations.append(Operation(code, list(inputs), outputs, table, options, node))
         return outputs[0]
 
     def reshape(self, source: Tensor, target: Tensor) -> Tensor:
         """Writes a RESHAPE."""
         sizes = list(target.shape)
         return self.op(
-            "RESHAPE", [source, self.shape(sizes)], [target], "ReshapeOptions", newShape=np.array(sizes, np.int32)
+            "RESHAPE",
+            [source, self.shape(sizes)],
+            [target],
+            "ReshapeOptions",
+            newShape=np.array(sizes, np.int32),
         )
 
     def pad(
@@ -223,7 +228,11 @@ class Emitter:
             raise Unsupported("float64 is not computed by TFLite's kernels", "cast the model to float32")
         made = self.constant(np.ascontiguousarray(data), name)
         if known.scale is not None and known.zero_point is not None:
-            made.scale, made.zero_point, made.axis = known.scale.reshape(-1), known.zero_point.reshape(-1), axis
+            made.scale, made.zero_point, made.axis = (
+                known.scale.reshape(-1),
+                known.zero_point.reshape(-1),
+                axis,
+            )
         step = self._current()
         if made.dtype == "float16" or (made.scale is not None and not step.integer):
             made.name = self.name(f"{name}/stored")

@@ -50,7 +50,7 @@ def write(program: Program, description: str = "edgeopt") -> bytes:
         MissingExtra: ``ai-edge-litert`` is not installed.
     """
     api = schema()
-    import flatbuffers
+    import flatbuffers  # type: ignore[import-untyped,unused-ignore]
 
     tensors = program.tensors()
     number = {id(tensor): index for index, tensor in enumerate(tensors)}
@@ -155,10 +155,47 @@ def version(operation: Operation) -> int:
 
 
 _INT8_IS_TWO = frozenset(
-    """ADD SUB MUL MAXIMUM MINIMUM PAD PADV2 MIRROR_PAD CONCATENATION AVERAGE_POOL_2D MAX_POOL_2D SPLIT
-    SPLIT_V SOFTMAX LOGISTIC TANH MEAN SUM LEAKY_RELU RELU RELU6 GATHER SLICE PACK UNPACK BATCH_MATMUL
-    ARG_MAX ARG_MIN L2_NORMALIZATION REDUCE_MAX REDUCE_MIN EQUAL NOT_EQUAL LESS LESS_EQUAL GREATER
-    GREATER_EQUAL SPACE_TO_DEPTH DEPTH_TO_SPACE""".split()
+    [
+        "ADD",
+        "SUB",
+        "MUL",
+        "MAXIMUM",
+        "MINIMUM",
+        "PAD",
+        "PADV2",
+        "MIRROR_PAD",
+        "CONCATENATION",
+        "AVERAGE_POOL_2D",
+        "MAX_POOL_2D",
+        "SPLIT",
+        "SPLIT_V",
+        "SOFTMAX",
+        "LOGISTIC",
+        "TANH",
+        "MEAN",
+        "SUM",
+        "LEAKY_RELU",
+        "RELU",
+        "RELU6",
+        "GATHER",
+        "SLICE",
+        "PACK",
+        "UNPACK",
+        "BATCH_MATMUL",
+        "ARG_MAX",
+        "ARG_MIN",
+        "L2_NORMALIZATION",
+        "REDUCE_MAX",
+        "REDUCE_MIN",
+        "EQUAL",
+        "NOT_EQUAL",
+        "LESS",
+        "LESS_EQUAL",
+        "GREATER",
+        "GREATER_EQUAL",
+        "SPACE_TO_DEPTH",
+        "DEPTH_TO_SPACE",
+    ]
 )
 
 

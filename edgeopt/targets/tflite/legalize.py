@@ -61,7 +61,8 @@ class Splice:
         dtype = first.dtype if isinstance(first, ir.Value) else None
         for index, output in enumerate(node.outputs):
             output.name = f"{base}:{index}"
-            output.dtype = dtype
+            if dtype is not None:
+                output.dtype = dtype
         if shape is not None:
             node.outputs[0].shape = ir.Shape(shape)
         self.made.append(node)
@@ -249,7 +250,10 @@ def _with_axis(splice: Splice, weight: ir.Value) -> ir.Value | np.ndarray | None
     if node is None or node.op_type != "DequantizeLinear" or (array := plain(node.inputs[0])) is None:
         return None
     return splice.op(
-        "DequantizeLinear", np.ascontiguousarray(array[:, :, None]), *node.inputs[1:], **plain_attributes(node)
+        "DequantizeLinear",
+        np.ascontiguousarray(array[:, :, None]),
+        *node.inputs[1:],
+        **plain_attributes(node),
     )
 
 
@@ -326,8 +330,29 @@ def count_windows(splice: Splice, node: ir.Node) -> bool:
 # ---- elementwise
 
 
-@legalizes("Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Sum", "Mean", "Where", "PRelu", "Expand", "Mod",
-           "Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "And", "Or", "Xor")
+@legalizes(
+    "Add",
+    "Sub",
+    "Mul",
+    "Div",
+    "Pow",
+    "Max",
+    "Min",
+    "Sum",
+    "Mean",
+    "Where",
+    "PRelu",
+    "Expand",
+    "Mod",
+    "Equal",
+    "Less",
+    "LessOrEqual",
+    "Greater",
+    "GreaterOrEqual",
+    "And",
+    "Or",
+    "Xor",
+)
 def raise_rank(splice: Splice, node: ir.Node) -> bool:
     """Computed operands of fewer axes get axes of size 1, so that all share one layout."""
     rank = len(shape_of(node.outputs[0]))
@@ -431,7 +456,10 @@ def _exponential(splice: Splice, x: ir.Value, alpha: float, gamma: float, inner:
 
 
 def _selu(splice: Splice, node: ir.Node, x: ir.Value) -> ir.Value:
-    alpha, gamma = attribute(node, "alpha", 1.67326319217681884765625), attribute(node, "gamma", 1.05070102214813232421875)
+    alpha, gamma = (
+        attribute(node, "alpha", 1.67326319217681884765625),
+        attribute(node, "gamma", 1.05070102214813232421875),
+    )
     return _exponential(splice, x, alpha, gamma, 1.0)
 
 
@@ -444,7 +472,7 @@ def _thresholded(splice: Splice, node: ir.Node, x: ir.Value) -> ir.Value:
     over = splice.op("Greater", x, _number(attribute(node, "alpha", 1.0)), shape=shape_of(x))
     over.dtype = ir.DataType.BOOL
     out = splice.op("Where", over, x, _number(0))
-    out.dtype = x.dtype
+    out.type = x.type
     return out
 
 

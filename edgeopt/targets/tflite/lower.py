@@ -150,5 +150,3 @@ def _adapter(original: ir.Value, value: ir.Value, side: str, tensor: Tensor, lay
         scale=known.scale if known is not None else None,
         zero_point=known.zero_point if known is not None else 0,
     )
-
-

@@ -117,8 +117,10 @@ class TfliteSession(Session):
             # An open first axis counts its samples even if there is just one.
             return 1 if self._open(spec) else 0
         if self._open(spec) and list(array.shape[1:]) == shape[1:] and array.shape[0] % shape[0] == 0:
-            return array.shape[0] // shape[0]
-        raise RuntimeFailure(f"the input {spec.name!r} is of shape {list(array.shape)}, the file takes {shape}")
+            return int(array.shape[0]) // shape[0]
+        raise RuntimeFailure(
+            f"the input {spec.name!r} is of shape {list(array.shape)}, the file takes {shape}"
+        )
 
     @staticmethod
     def _open(spec: TensorSpec) -> bool:

@@ -299,9 +299,7 @@ def _sorted(result: Plan) -> list[Step]:
                 continue
             pending.append((item, True))
             needs = {id(m): m for value in item.inputs if value is not None and (m := maker.get(value))}
-            pending.extend(
-                (need, False) for need in sorted(needs.values(), key=lambda s: -position[id(s)])
-            )
+            pending.extend((need, False) for need in sorted(needs.values(), key=lambda s: -position[id(s)]))
 
     for step in result.steps:
         if id(step) in live:

@@ -25,9 +25,7 @@ def spatial_pads(
     rank = len(kernel)
     auto = step.attribute("auto_pad", "NOTSET")
     if auto in ("SAME_UPPER", "SAME_LOWER"):
-        pads = [
-            same_pads(*item) for item in zip(sizes, kernel, strides, dilations, strict=True)
-        ]
+        pads = [same_pads(*item) for item in zip(sizes, kernel, strides, dilations, strict=True)]
         return pads if auto == "SAME_UPPER" else [(after, before) for before, after in pads]
     if auto == "VALID":
         return [(0, 0)] * rank
@@ -158,7 +156,7 @@ def transposed_begins(
             max((n - 1) * s + k + e - out, 0)
             for n, s, k, e, out in zip(sizes, strides, kernel, extra, outs, strict=True)
         ]
-        return [t - t // 2 if auto == "SAME_LOWER" else t // 2 for t in totals]
+        return [t // 2 if auto == "SAME_UPPER" else t - t // 2 for t in totals]
     return list(step.attribute("pads", [0] * (2 * rank))[:rank])
 
 
@@ -185,7 +183,9 @@ def fully_connected_layout(step: Step, is_input: bool, index: int, layout: Layou
 def gemm(emitter: Emitter, step: Step) -> None:
     """FULLY_CONNECTED."""
     if step.attribute("alpha", 1.0) != 1.0 or step.attribute("beta", 1.0) != 1.0:
-        raise Unsupported("alpha and beta other than 1 are not supported", "fold them into the weight and bias")
+        raise Unsupported(
+            "alpha and beta other than 1 are not supported", "fold them into the weight and bias"
+        )
     if step.attribute("transA", 0):
         raise Unsupported("a transposed first input is not supported", "a Transpose before it")
     known = step.constant(1)
@@ -259,5 +259,3 @@ def zero_bias(step: Step, channels: int, weight: Constant) -> Constant:
 def _name(step: Step, index: int) -> str:
     value = step.input(index)
     return (value.name if value is not None else None) or f"{step.name}/{index}"
-
-

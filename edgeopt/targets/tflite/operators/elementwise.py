@@ -149,7 +149,9 @@ def mean_of(emitter: Emitter, step: Step) -> None:
     emitter.op("MUL", [total, share], [target], "MulOptions", fusedActivationFunction=0)
 
 
-def many(emitter: Emitter, step: Step, code: str, table: str, target: Tensor | None = None, **options: int) -> None:
+def many(
+    emitter: Emitter, step: Step, code: str, table: str, target: Tensor | None = None, **options: int
+) -> None:
     """A binary operator over any number of inputs, from the left."""
     rank = len(step.result())
     made = emitter.write() if target is None else target

@@ -93,7 +93,7 @@ def nearest_index(size: int, out: int, *, aligned: bool, half: bool) -> np.ndarr
     scale = (size - 1) / (out - 1) if aligned and out > 1 else size / out
     where = (np.arange(out) + (0.5 if half else 0.0)) * np.float32(scale)
     index = np.floor(where + 0.5) if aligned else np.floor(where)
-    return np.clip(index, 0, size - 1).astype(np.int64)
+    return np.asarray(np.clip(index, 0, size - 1), np.int64)
 
 
 def source_index(step: Step, size: int, out: int, scale: float) -> np.ndarray:
@@ -120,7 +120,7 @@ def source_index(step: Step, size: int, out: int, scale: float) -> np.ndarray:
         "floor": np.floor(where),
         "ceil": np.ceil(where),
     }[rounding]
-    return np.clip(index, 0, size - 1).astype(np.int64)
+    return np.asarray(np.clip(index, 0, size - 1), np.int64)
 
 
 @operator("Resize", layout=fixed_channels_last, integer=same_scale)

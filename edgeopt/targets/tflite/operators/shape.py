@@ -122,7 +122,10 @@ def slice_(emitter: Emitter, step: Step) -> None:
     mask = sum(1 << k for k, axis in enumerate(layout) if end[axis] < 0)
     emitter.op(
         "STRIDED_SLICE",
-        [source, *(emitter.shape([item[axis] for axis in layout], "bounds") for item in (begin, end, stride))],
+        [
+            source,
+            *(emitter.shape([item[axis] for axis in layout], "bounds") for item in (begin, end, stride)),
+        ],
         [target],
         "StridedSliceOptions",
         endMask=mask,
@@ -211,7 +214,11 @@ def gather_layout(step: Step, is_input: bool, index: int, layout: Layout) -> Cho
             return None
         data = layout
     else:
-        data = channels_last(rank) if len(layout) > 2 and layout == channels_last(len(layout)) else identity(rank)
+        data = (
+            channels_last(rank)
+            if len(layout) > 2 and layout == channels_last(len(layout))
+            else identity(rank)
+        )
     out: list[int] = []
     for at in data:
         if at == axis:
@@ -297,9 +304,7 @@ def depth_to_space(emitter: Emitter, step: Step) -> None:
 def space_to_depth(emitter: Emitter, step: Step) -> None:
     """SPACE_TO_DEPTH."""
     block = step.attribute("blocksize")
-    emitter.op(
-        "SPACE_TO_DEPTH", [emitter.read(0)], [emitter.write()], "SpaceToDepthOptions", blockSize=block
-    )
+    emitter.op("SPACE_TO_DEPTH", [emitter.read(0)], [emitter.write()], "SpaceToDepthOptions", blockSize=block)
 
 
 @operator("CumSum", layout=first_only)

@@ -34,7 +34,9 @@ class Operator:
 OPERATORS: dict[str, Operator] = {}
 
 
-def operator(*names: str, layout: Rule, integer: Test | None = None, fuses: bool = False) -> Callable[[Emit], Emit]:
+def operator(
+    *names: str, layout: Rule, integer: Test | None = None, fuses: bool = False
+) -> Callable[[Emit], Emit]:
     """Registers the function that writes one or several ONNX operators."""
 
     def register(emit: Emit) -> Emit:
@@ -152,7 +154,9 @@ def fixed_output(scale: float, zero_point: int) -> Test:
 
     def test(step: Step) -> bool:
         known = parameters(step.outputs[0])
-        return first_int8(step) and known is not None and (known.scale, known.zero_point) == (scale, zero_point)
+        return (
+            first_int8(step) and known is not None and (known.scale, known.zero_point) == (scale, zero_point)
+        )
 
     return test
 
