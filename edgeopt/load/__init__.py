@@ -12,7 +12,6 @@ weights are there and finite, inputs are what a caller must feed.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,14 +19,13 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
+from edgeopt import user_code
 from edgeopt.errors import ModelError, UserError
 from edgeopt.load.checks import check
 from edgeopt.load.operators import UnknownOperator, unknown_operators
 from edgeopt.load.shapes import Shapes, fix_shapes
 
 __all__ = ["Shapes", "UnknownOperator", "fix_shapes", "load", "unknown_operators"]
-
-_FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
 def load(
@@ -37,6 +35,7 @@ def load(
     shapes: Shapes | None = None,
     example: Any = None,
     allow_code: bool = True,
+    base: Path | None = None,
 ) -> ir.Model:
     """Loads a model from any source and checks it.
 
@@ -51,6 +50,7 @@ def load(
             names of its arguments. Without them they are made from ``shapes``.
         allow_code: Whether ``package.module:build`` may run, and ``.pt2`` archives, which can hold pickled
             code, may be opened.
+        base: The folder where code is looked for first, such as the recipe's.
 
     Returns:
         A model of its own. Weights in external files are memory-mapped when they are read.
@@ -62,8 +62,8 @@ def load(
     """
     if isinstance(source, (str, Path)):
         text = str(source)
-        if not Path(text).exists() and _FUNCTION.fullmatch(text):
-            return _from_function(text, weights, shapes, example, allow_code)
+        if not Path(text).exists() and user_code.is_code(text):
+            return _from_function(text, weights, shapes, example, allow_code, base)
         return _from_file(Path(text), weights, shapes, allow_code)
     if _is_torch_module(source):
         from edgeopt.load.torch_module import export_module
@@ -110,13 +110,18 @@ def _from_file(path: Path, weights: str | Path | None, shapes: Shapes | None, al
 
 
 def _from_function(
-    text: str, weights: str | Path | None, shapes: Shapes | None, example: Any, allow_code: bool
+    text: str,
+    weights: str | Path | None,
+    shapes: Shapes | None,
+    example: Any,
+    allow_code: bool,
+    base: Path | None,
 ) -> ir.Model:
     if not allow_code:
         raise UserError(f"{text} is code, and running code is not allowed here", hint="drop --no-code")
     from edgeopt.load.torch_module import build, export_module
 
-    module, own = build(text)
+    module, own = build(text, base=base)
     return check(
         export_module(module, example=own if example is None else example, shapes=shapes, weights=weights)
     )

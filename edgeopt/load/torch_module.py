@@ -14,7 +14,6 @@ import importlib
 import inspect
 import io
 import logging
-import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +23,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from edgeopt import user_code
 from edgeopt.errors import MissingExtra, ModelError, UserError, nearest
 from edgeopt.load.shapes import Shapes
 
@@ -36,8 +36,12 @@ _DYNAMIC_SIZES = (2, 32)
 _log = logging.getLogger(__name__)
 
 
-def build(text: str) -> tuple[Any, Any]:
-    """Calls ``package.module:build``, found from the current folder or the Python path.
+def build(text: str, *, base: Path | None = None) -> tuple[Any, Any]:
+    """Calls ``package.module:build``, found as ``edgeopt.user_code`` finds code.
+
+    Args:
+        text: The name.
+        base: The folder of the recipe, searched first.
 
     Returns:
         The module, and its example inputs or ``None``.
@@ -46,32 +50,11 @@ def build(text: str) -> tuple[Any, Any]:
         UserError: There is no such function, it fails, or it returns something else.
     """
     torch = _torch(f"building {text}")
-    module_name, function_name = text.split(":")
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
+    function = user_code.load(text, base=base)
     try:
-        module = importlib.import_module(module_name)
-        if not hasattr(module, function_name):
-            raise UserError(
-                f"the module {module_name!r} has no function {function_name!r}",
-                nearest=nearest(function_name, dir(module)),
-            )
-        built = getattr(module, function_name)()
-    except UserError:
-        raise
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise UserError(f"{text} needs the module {error.name!r}, which is not installed") from error
-        raise UserError(
-            f"there is no Python module {error.name!r}",
-            where=here,
-            hint="run from the folder that holds it, or install it",
-        ) from error
+        built = function()
     except Exception as error:  # the user's own code may raise anything
         raise UserError(f"{text} fails: {type(error).__name__}: {_first_line(error)}") from error
-    finally:
-        with contextlib.suppress(ValueError):  # the user's code may have taken it out
-            sys.path.remove(here)
     if isinstance(built, tuple) and len(built) == 2 and isinstance(built[0], torch.nn.Module):
         return built
     if isinstance(built, torch.nn.Module):
@@ -177,10 +160,27 @@ def _arguments(
         example = [example[name] for name in names if name in example]
     elif not isinstance(example, (tuple, list)):
         example = [example]
-    return tuple(
+    given = [
         torch.as_tensor(item).to(device) if isinstance(item, (np.ndarray, torch.Tensor)) else item
         for item in example
-    )
+    ]
+    for place, name in enumerate(names[: len(given)]):
+        if shapes and name in shapes and isinstance(given[place], torch.Tensor):
+            given[place] = _resized(torch, name, given[place], shapes[name])
+    return tuple(given)
+
+
+def _resized(torch: Any, name: str, tensor: Any, shape: Sequence[int | str]) -> Any:
+    """Repeats and cuts an example until it has the sizes that were asked for."""
+    if len(shape) != tensor.dim():
+        raise ModelError(
+            f"the input {name!r} has the shape {list(tensor.shape)} and cannot take {list(shape)}"
+        )
+    for axis, size in enumerate(shape):
+        if isinstance(size, int) and size != tensor.shape[axis]:
+            index = torch.arange(size, device=tensor.device) % tensor.shape[axis]
+            tensor = tensor.index_select(axis, index)
+    return tensor
 
 
 def _dynamic(names: Sequence[str], count: int, shapes: Shapes | None) -> tuple[Any, ...] | None:

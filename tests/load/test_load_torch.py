@@ -90,6 +90,13 @@ def test_shapes_make_example_inputs_and_dynamic_axes(nets: Path) -> None:
     assert run(model, np.ones((5, 3, 9, 7), np.float32))[0].shape == (5, 2)
 
 
+def test_shapes_resize_the_functions_own_example(nets: Path) -> None:
+    model = load("digits_net:build", shapes={"image": [1, 3, 10, 8]})
+    assert list(model.graph.inputs[0].shape or ()) == [1, 3, 10, 8]
+    with pytest.raises(ModelError, match="cannot take"):
+        load("digits_net:build", shapes={"image": [1, 3, 8]})
+
+
 def test_the_users_module_is_left_as_it_was(nets: Path) -> None:
     from digits_net import bare
 
@@ -135,8 +142,8 @@ def test_names_given_twice_are_told_apart() -> None:
 
 def test_what_a_user_gets_wrong(nets: Path) -> None:
     cases = [
-        ("digits_net:bild", {}, "no function 'bild'", "nearest: build"),
-        ("digit_net:build", {}, "no Python module 'digit_net'", "run from the folder"),
+        ("digits_net:bild", {}, "has no 'bild'", "nearest: build"),
+        ("digit_net:build", {}, "cannot import 'digit_net'", "is looked for beside the recipe"),
         ("digits_net:number", {}, "returns a int", "return a torch.nn.Module"),
         ("digits_net:broken", {}, "fails: ValueError: no weights here", ""),
         ("digits_net:bare", {}, "needs example inputs", "--shape"),
