@@ -25,6 +25,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeopt.errors import ModelError
+from edgeopt.graph.names import name_nodes
 
 
 @dataclass(frozen=True, slots=True)
@@ -533,19 +534,6 @@ def drop_initializer(graph: ir.Graph, value: ir.Value) -> None:
     """Removes a constant that nothing reads any more."""
     if value.is_initializer() and not value.uses() and not value.is_graph_output():
         graph.initializers.pop(value.name or "", None)
-
-
-def name_nodes(model: ir.Model) -> None:
-    """Gives every node without a name, or with one that another node has, a name of its own.
-
-    It is made from the node's first output, whose name is unique.
-    """
-    seen: set[str | None] = set()
-    for node in model.graph.all_nodes():
-        if not node.name or node.name in seen:
-            stem = f"{node.op_type}:{node.outputs[0].name}" if node.outputs else node.op_type
-            node.name = _fresh(stem, seen)
-        seen.add(node.name)
 
 
 def _parameter_values(

@@ -1,0 +1,307 @@
+"""Where integers go: from a runtime's rules to the sites that are quantized.
+
+An operator whose rule says ``always`` is a product worth integers wherever it stands: its operands are
+quantized for it alone, so that whoever else reads them keeps the float, and its output too where the rule
+gives that a role. Operators *between* are quantized where some input comes in integers and some reader
+of their output, directly or through others of their kind, wants them. Operators that *follow* only pass
+integers on. So a convolutional network is quantized throughout up to its last product, while in a
+transformer only the operands of products are, and what lies between (residual sums, norms, softmax,
+masks) stays in float.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence, Set
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+
+from edgeopt.graph.change import Skipped
+from edgeopt.graph.observers import MARK
+from edgeopt.graph.quantization import Site
+from edgeopt.platform import OperatorRule, QuantizationRules, Role, TensorRule
+
+SMALLEST_CONSTANT = 512
+"""Constants of operators that compute in float are left alone below this many elements."""
+
+
+@dataclass(frozen=True, slots=True)
+class Constant:
+    """A constant to quantize.
+
+    Attributes:
+        value: Its name.
+        rule: How.
+        axis: The axis that has a scale per channel; ``None`` per tensor.
+    """
+
+    value: str
+    rule: TensorRule
+    axis: int | None
+
+
+@dataclass(slots=True)
+class Placement:
+    """What is to be quantized.
+
+    Attributes:
+        activations: Per site the value that sets its range (itself, or the one that it follows).
+        rules: Per activation site how its range becomes parameters.
+        constants: Per site of a constant how it is quantized.
+        products: Nodes that run in integers, or at least with integer weights, by name.
+        biases: (node name, input, weight, bias, weight axis) of products with an int32 bias.
+        skipped: Why nodes that could have been quantized are not.
+    """
+
+    activations: dict[Site, str] = field(default_factory=dict)
+    rules: dict[Site, TensorRule] = field(default_factory=dict)
+    constants: dict[Site, Constant] = field(default_factory=dict)
+    products: list[str] = field(default_factory=list)
+    biases: list[tuple[str, str, str, str, int | None]] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
+
+    @property
+    def observed(self) -> list[str]:
+        """The values whose ranges are needed, in order."""
+        return list(dict.fromkeys(self.activations.values()))
+
+
+def is_constant(value: ir.Value) -> bool:
+    """Whether a value is an initializer that is no input of the graph."""
+    return value.is_initializer() and value.const_value is not None and not value.is_graph_input()
+
+
+def site(value: ir.Value, readers: Set[tuple[str, int]]) -> Site:
+    """Makes the site of some readers of a value, in the form that ``read`` returns."""
+    everyone = {(use.node.name or "", use.idx) for use in value.uses()}
+    if readers == everyone and not value.is_graph_output():
+        return Site(value.name or "")
+    return Site(value.name or "", tuple(sorted(readers)))
+
+
+def weight_axis(node: ir.Node, index: int, axis: int | None, rank: int) -> int | None:
+    """Returns the axis of a weight's output channels, or ``None`` where it has none that fits."""
+    if axis is None:
+        return None
+    if node.op_type == "Gemm":
+        return 0 if node.attributes.get_int("transB", 0) else 1
+    if node.op_type == "MatMul" and (rank != 2 or index != 1):
+        return None
+    return axis if axis < rank else None
+
+
+def place(
+    model: ir.Model,
+    rules: QuantizationRules,
+    keep: Set[str] = frozenset(),
+    unfit: Set[str] = frozenset(),
+) -> Placement:
+    """Decides what is quantized in a model without quantization.
+
+    Args:
+        model: The model; its nodes have unique names.
+        rules: The runtime's rules.
+        keep: Names of nodes to leave in float.
+        unfit: Values that have no range to quantize, such as masks.
+    """
+    return _Placer(model, rules, keep, unfit).run()
+
+
+class _Placer:
+    def __init__(self, model: ir.Model, rules: QuantizationRules, keep: Set[str], unfit: Set[str]) -> None:
+        self.graph, self.rules, self.keep, self.unfit = model.graph, rules, keep, unfit
+        self.placement = Placement()
+        self.nodes = [node for node in model.graph if node.domain in ("", "ai.onnx")]
+        self.integer: dict[ir.Value, tuple[str, TensorRule]] = {}
+        self.asked: dict[ir.Value, set[tuple[str, int]]] = {}
+        self.weights: dict[ir.Value, set[tuple[str, int]]] = {}
+        self.weight_rules: dict[ir.Value, tuple[TensorRule, int | None]] = {}
+        self.fused: set[ir.Node] = set()
+
+    def run(self) -> Placement:
+        always = {node: rule for node in self.nodes if (rule := self._product(node)) is not None}
+        wants = self._wants(always)
+        for node in self.nodes:
+            if node in self.fused or node.name in self.keep:
+                continue
+            rule = self.rules.operators.get(node.op_type)
+            if node in always:
+                self._quantize(node, always[node])
+                self.placement.products.append(node.name or "")
+            elif rule is not None and rule.follow:
+                first = node.inputs[0] if node.inputs else None
+                if wants[node] and first is not None and first in self.integer:
+                    for output in node.outputs:
+                        self.integer[output] = self.integer[first]
+            elif rule is not None and wants[node] and self._between(node, rule):
+                self._quantize(node, rule)
+            if node not in always and node.op_type in self.rules.constants:
+                self._weights_only(node)
+        return self._sites()
+
+    def _product(self, node: ir.Node) -> OperatorRule | None:
+        """Returns the rule of a node that is quantized wherever it stands."""
+        rule = self.rules.operators.get(node.op_type)
+        if rule is None or rule.follow or rule.when != "always":
+            return None
+        if node.name in self.keep:
+            return None
+        if reason := self._obstacle(node, rule):
+            self.placement.skipped.append(Skipped("quantize", node.name or "", reason))
+            return None
+        return rule
+
+    def _obstacle(self, node: ir.Node, rule: OperatorRule) -> str:
+        for index, value in enumerate(node.inputs):
+            role = _role(rule.inputs, index)
+            if value is None or role is None:
+                continue
+            if value.dtype not in (None, ir.DataType.FLOAT):
+                return f"its input {value.name!r} is {value.dtype}"
+            if value.name in self.unfit:
+                return f"its input {value.name!r} holds infinities or a mask"
+            if role == "bias" and not is_constant(value):
+                return f"its bias {value.name!r} is computed"
+        if node.op_type == "Gemm":
+            if node.attributes.get_float("alpha", 1.0) != 1 or node.attributes.get_float("beta", 1.0) != 1:
+                return "its alpha or beta is not 1"
+            if node.attributes.get_int("transA", 0):
+                return "its first operand is transposed"
+        return ""
+
+    def _tail(self, node: ir.Node) -> ir.Value:
+        """Returns the value after the activation that runs in the node's kernel, or the node's output."""
+        output = node.outputs[0]
+        uses = list(output.uses())
+        if len(uses) != 1 or output.is_graph_output():
+            return output
+        reader = uses[0].node
+        if reader.op_type not in self.rules.fused_activations or reader.graph is not self.graph:
+            return output
+        if reader.name in self.keep or uses[0].idx:
+            return output
+        if any(item is not None and not is_constant(item) for item in reader.inputs[1:]):
+            return output
+        return reader.outputs[0]
+
+    def _wants(self, always: dict[ir.Node, OperatorRule]) -> dict[ir.Node, bool]:
+        """Tells of every node whether it takes integers, given what is read after it."""
+        wants: dict[ir.Node, bool] = {}
+
+        def wanted(value: ir.Value) -> bool:
+            for use in value.uses():
+                rule = self.rules.operators.get(use.node.op_type)
+                if rule is None or not wants.get(use.node):
+                    continue
+                if use.idx == 0 if rule.follow else _role(rule.inputs, use.idx) is not None:
+                    return True
+            return False
+
+        for node in reversed(self.nodes):
+            rule = self.rules.operators.get(node.op_type)
+            if rule is None or node.name in self.keep:
+                wants[node] = False
+            elif node in always:
+                wants[node] = True
+            elif rule.follow:
+                wants[node] = any(wanted(output) for output in node.outputs)
+            else:
+                wants[node] = rule.when == "between" and wanted(self._tail(node))
+        return wants
+
+    def _between(self, node: ir.Node, rule: OperatorRule) -> bool:
+        """Whether some input comes in integers and all others can be quantized for this node."""
+        comes = False
+        for index, value in enumerate(node.inputs):
+            if value is None or _role(rule.inputs, index) is None:
+                continue
+            if value in self.integer:
+                comes = True
+            elif (
+                value.dtype not in (None, ir.DataType.FLOAT) or value.name in self.unfit or _has_marks(value)
+            ):
+                return False
+        return comes
+
+    def _quantize(self, node: ir.Node, rule: OperatorRule) -> None:
+        weight = bias = None
+        axis: int | None = None
+        for index, value in enumerate(node.inputs):
+            role = _role(rule.inputs, index)
+            if value is None or role is None:
+                continue
+            reader = (node.name or "", index)
+            if role == "bias":
+                bias = value
+            elif is_constant(value):
+                tensor = rule.weight or self.rules.weight if role == "weight" else self.rules.activation
+                rank = len(value.shape or ())
+                channels = role == "weight" and tensor.per_channel
+                own = weight_axis(node, index, rule.channel_axis, rank) if channels else None
+                if role == "weight":
+                    weight, axis = value, own
+                self._weight(value, reader, tensor, own)
+            elif value not in self.integer:
+                self.asked.setdefault(value, set()).add(reader)
+        first = node.inputs[0]
+        if bias is not None and weight is not None and first is not None and self.rules.bias == "int32":
+            self.placement.biases.append(
+                (node.name or "", first.name or "", weight.name or "", bias.name or "", axis)
+            )
+        for index, output in enumerate(node.outputs):
+            if _role(rule.outputs, index) is None:
+                continue
+            tail = self._tail(node) if index == 0 else output
+            if tail is not output and (producer := tail.producer()) is not None:
+                self.fused.add(producer)
+            if tail.name not in self.unfit:
+                same = node.inputs[0] if rule.same_scale else None
+                origin = self.integer.get(same) if same is not None else None
+                own_rule = rule.output or self.rules.activation
+                self.integer[tail] = origin or (tail.name or "", own_rule)
+
+    def _weights_only(self, node: ir.Node) -> None:
+        for index, axis in self.rules.constants[node.op_type].items():
+            value = node.inputs[index] if index < len(node.inputs) else None
+            if value is None or not is_constant(value) or value.dtype != ir.DataType.FLOAT:
+                continue
+            tensor = value.const_value
+            if tensor is None or tensor.size < SMALLEST_CONSTANT:
+                continue
+            self._weight(value, (node.name or "", index), self.rules.weight, axis)
+            if node.name not in self.placement.products:
+                self.placement.products.append(node.name or "")
+
+    def _weight(self, value: ir.Value, reader: tuple[str, int], rule: TensorRule, axis: int | None) -> None:
+        """Notes a reader of a constant; readers that disagree on the axis share one scale."""
+        if value in self.weight_rules and self.weight_rules[value][1] != axis:
+            axis = None
+        self.weight_rules[value] = (rule, axis)
+        self.weights.setdefault(value, set()).add(reader)
+
+    def _sites(self) -> Placement:
+        result = self.placement
+        for value in [*self.graph.inputs, *(out for node in self.graph for out in node.outputs)]:
+            if value in self.integer:
+                origin, rule = self.integer[value]
+                where = Site(value.name or "")
+                result.activations[where], result.rules[where] = origin, rule
+            elif value in self.asked:
+                where = site(value, self.asked[value])
+                result.activations[where], result.rules[where] = value.name or "", self.rules.activation
+        for value, readers in self.weights.items():
+            rule, axis = self.weight_rules[value]
+            result.constants[site(value, readers)] = Constant(value.name or "", rule, axis)
+        return result
+
+
+def _role(roles: Sequence[Role | None], index: int) -> Role | None:
+    if not roles:
+        return None
+    return roles[index] if index < len(roles) else roles[-1]
+
+
+def _has_marks(value: ir.Value) -> bool:
+    tensor = value.const_value
+    return is_constant(value) and tensor is not None and bool(np.any(~(np.abs(tensor.numpy()) < MARK)))

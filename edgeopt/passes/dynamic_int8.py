@@ -1,0 +1,70 @@
+"""Quantize matrix products to 8 bits with the ranges of their inputs computed at every call.
+
+It needs no data. Products with constant weights run in integers; the weights of other layers (embeddings,
+recurrent layers, convolutions) are stored in 8 bits and widened where they are used.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import onnx_ir as ir
+
+from edgeopt.graph.change import Change
+from edgeopt.graph.names import name_nodes
+from edgeopt.graph.placement import is_constant, site
+from edgeopt.graph.quantization import QuantParams, Site, write
+from edgeopt.passes._rules import kept, quantization_rules
+from edgeopt.passes.base import Context, Facet, Keeps, Pass, Stage
+from edgeopt.passes.weight_only import constants
+
+
+@dataclass(frozen=True)
+class DynamicInt8(Pass):
+    """Quantize products with ranges computed at run time.
+
+    Attributes:
+        keep_float: Shell patterns of original node names that stay in float.
+    """
+
+    name: ClassVar[str] = "dynamic-int8"
+    stage: ClassVar[Stage] = "quantize"
+    keeps: ClassVar[Keeps] = "approximate"
+
+    keep_float: tuple[str, ...] = ()
+
+    @property
+    def reads(self) -> frozenset[Facet]:
+        """The runtime's rules."""
+        return frozenset({"rules"})
+
+    def apply(self, model: ir.Model, context: Context) -> Change:
+        """Writes the quantization of products and weights.
+
+        Raises:
+            UserError: A pattern of ``keep_float`` matches no node.
+        """
+        name_nodes(model)
+        rules = quantization_rules(context.rules)
+        change = Change(details={"scheme": self.name})
+        keep = set(kept(model, self.keep_float))
+        params: dict[Site, list[QuantParams]] = dict(
+            constants(model, rules, keep, context, self.name, change)
+        )
+        changed = {rewrite.site for rewrite in change.rewrites}
+        asked: dict[ir.Value, set[tuple[str, int]]] = {}
+        for node in model.graph:
+            if node.op_type not in rules.dynamic or node.name not in changed:
+                continue
+            value, weight = node.inputs[0], node.inputs[1]
+            if value is None or weight is None or is_constant(value) or not is_constant(weight):
+                continue
+            asked.setdefault(value, set()).add((node.name or "", 0))
+        for value, readers in asked.items():
+            params[site(value, readers)] = [QuantParams(ir.DataType.UINT8, None)]
+        write(model, params)
+        products = sum(len(readers) for readers in asked.values())
+        change.summary = f"{products} products to int8, weights of {len(changed)} layers"
+        change.details["products"] = products
+        return change

@@ -1,0 +1,137 @@
+"""Choose a quantization scheme for the platform and the data, and see it through.
+
+With calibration data the scheme is static int8, after which the layers that int8 hurts most return to
+float where the model is not faithful enough. Without data, models made of matrix products get dynamic
+int8 where the runtime has it, others 8-bit weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal, get_args
+
+import onnx_ir as ir
+
+from edgeopt.errors import UserError, nearest
+from edgeopt.graph.observers import Method
+from edgeopt.graph.placement import is_constant
+from edgeopt.passes._rules import kept
+from edgeopt.passes.base import Context, Entry, Facet, Keeps, Pass, Plan, Stage
+from edgeopt.passes.dynamic_int8 import DynamicInt8
+from edgeopt.passes.float16 import Float16
+from edgeopt.passes.restore_float import RestoreFloat
+from edgeopt.passes.static_int8 import StaticInt8
+from edgeopt.passes.weight_only import WeightOnly
+from edgeopt.platform import RuntimeVersion, load_runtime
+
+Scheme = Literal["auto", "static-int8", "dynamic-int8", "float16", "weight-only"]
+
+PRODUCTS = ("MatMul", "Gemm", "LSTM", "GRU", "RNN")
+
+
+@dataclass(frozen=True)
+class Quantize(Plan):
+    """Quantize the model as the platform and the data allow.
+
+    Attributes:
+        scheme: ``auto``, ``static-int8``, ``dynamic-int8``, ``float16`` or ``weight-only``.
+        keep_float: Shell patterns of original node names that stay in float.
+        bits: Bits of weights, for weight-only.
+        block: Block size of 4-bit weights; by default the runtime's.
+        activations: ``symmetric`` or ``asymmetric`` ranges; by default as the runtime wants.
+        observer: How ranges of activations are chosen: ``min-max`` or ``mse``.
+        samples: At most this many calibration samples are used.
+        fidelity: Below this many dB on the validation samples layers return to float; 0 never does.
+    """
+
+    name: ClassVar[str] = "quantize"
+    stage: ClassVar[Stage] = "quantize"
+    keeps: ClassVar[Keeps] = "approximate"
+
+    scheme: Scheme = "auto"
+    keep_float: tuple[str, ...] = ()
+    bits: int = 8
+    block: int = 0
+    activations: str = ""
+    observer: Method = "mse"
+    samples: int = 256
+    fidelity: float = 15.0
+
+    def __post_init__(self) -> None:
+        _one_of("scheme", self.scheme, get_args(Scheme))
+        _one_of("observer", self.observer, get_args(Method))
+        _one_of("activations", self.activations, ("", "symmetric", "asymmetric"))
+        if self.bits not in (4, 8):
+            raise UserError(f"weights are quantized to 4 or 8 bits, not {self.bits}")
+        if self.samples < 1:
+            raise UserError("quantize needs at least one sample")
+
+    @property
+    def reads(self) -> frozenset[Facet]:
+        """Rules, calibration and validation samples."""
+        return frozenset({"rules", "calibration", "validation"})
+
+    def next(self, model: ir.Model, context: Context, ledger: Sequence[Entry]) -> Pass | None:
+        """Names the pass of the scheme, then the one that puts sensitive layers back to float."""
+        if not ledger:
+            kept(model, self.keep_float)  # a pattern without a match is an error before any work
+            return self._first(model, context)
+        last = ledger[-1].step
+        if isinstance(last, StaticInt8) and self.fidelity > 0 and context.validation is not None:
+            return RestoreFloat(self.fidelity)
+        return None
+
+    def _first(self, model: ir.Model, context: Context) -> Pass:
+        scheme = self.chosen(model, context.rules, has_data=bool(context.calibration))
+        if scheme == "static-int8":
+            return StaticInt8(self.keep_float, self.observer, self.samples, self.activations)
+        if scheme == "dynamic-int8":
+            return DynamicInt8(self.keep_float)
+        if scheme == "float16":
+            return Float16(self.keep_float)
+        return WeightOnly(self.keep_float, self.bits, self.block)
+
+    def chosen(self, model: ir.Model, rules: RuntimeVersion | None, *, has_data: bool) -> Scheme:
+        """Returns the scheme that ``auto`` stands for.
+
+        Raises:
+            UserError: Static int8 was asked for and there is no calibration data.
+        """
+        if self.scheme == "static-int8" and not has_data:
+            raise UserError(
+                "static-int8 needs calibration data", hint="--data PATH, or the scheme dynamic-int8"
+            )
+        if self.scheme != "auto":
+            return self.scheme
+        if rules is None:
+            rules = load_runtime("onnxruntime").ranges[0]
+        if rules.quantization is None:
+            return "float16"
+        if has_data and "static-int8" in rules.precisions:
+            return "static-int8"
+        heavy = _weight_of_products(model) > 0.5
+        if heavy and rules.quantization.dynamic and "dynamic-int8" in rules.precisions:
+            return "dynamic-int8"
+        return "weight-only" if rules.quantization.constants else "float16"
+
+
+def _weight_of_products(model: ir.Model) -> float:
+    """Returns the share of a model's weights that matrix products and recurrent layers hold."""
+    total = products = 0
+    for node in model.graph:
+        for value in node.inputs:
+            if value is not None and is_constant(value) and value.const_value is not None:
+                size = value.const_value.size
+                total += size if node.op_type != "Gather" else 0
+                products += size if node.op_type in PRODUCTS else 0
+    return products / total if total else 0.0
+
+
+def _one_of(option: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise UserError(
+            f"quantize has no {option} {value!r}",
+            nearest=nearest(value, known),
+            hint=f"one of {', '.join(item for item in known if item)}",
+        )

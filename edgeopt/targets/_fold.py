@@ -1,0 +1,180 @@
+"""Folding quantized weights and biases to integers, for runtimes that take ONNX."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+
+from edgeopt.graph.quantization import (
+    Names,
+    QuantParams,
+    Site,
+    add_initializer,
+    drop_initializer,
+    fold,
+    read,
+    strip,
+    write,
+)
+
+
+@dataclass(slots=True)
+class Biases:
+    """How many biases were folded, and what a user must know."""
+
+    count: int = 0
+    notes: list[str] = field(default_factory=list)
+
+
+def fold_constants(model: ir.Model) -> int:
+    """Puts integer initializers in the place of quantized float ones, in place.
+
+    Every reader gets a DequantizeLinear of its own. A table that Gather reads is gathered as integers
+    and dequantized afterwards, which computes the same.
+
+    Returns:
+        How many constants were folded.
+    """
+    params = read(model)
+    constants = {
+        where: chain[0]
+        for where, chain in params.items()
+        if where.value in model.graph.initializers and len(chain) == 1 and chain[0].scale is not None
+    }
+    strip(model)
+    write(model, {where: chain for where, chain in params.items() if where not in constants})
+    names = Names(model)
+    nodes = {node.name: node for node in model.graph.all_nodes()}
+    for where, chain in constants.items():
+        value = model.graph.initializers[where.value]
+        _fold_one(model, value, where, chain, nodes, names)
+    return len(constants)
+
+
+def _fold_one(
+    model: ir.Model,
+    value: ir.Value,
+    where: Site,
+    params: QuantParams,
+    nodes: dict[str | None, ir.Node],
+    names: Names,
+) -> None:
+    graph = model.graph
+    if where.readers is None:
+        readers = [(use.node, use.idx) for use in value.uses()]
+    else:
+        readers = [(nodes[name], index) for name, index in where.readers if name]
+    dequantized = fold(model, value, params, names)
+    first = dequantized.producer()
+    assert first is not None
+    spare: ir.Node | None = first
+    for node, index in readers:
+        if _gathers(node, index, params) and node.graph is graph:
+            node.replace_input_with(0, first.inputs[0])
+            _dequantize_rows(graph, node, first, params, names)
+            continue
+        result = dequantized
+        if spare is None:
+            twin = ir.Node(
+                "",
+                "DequantizeLinear",
+                list(first.inputs),
+                list(first.attributes.values()),
+                name=names.node(first.name or ""),
+            )
+            result = twin.outputs[0]
+            result.name = names.value(dequantized.name or "")
+            result.type, result.shape = dequantized.type, dequantized.shape
+            graph.insert_after(first, twin)
+        spare = None
+        node.replace_input_with(index, result)
+    if not dequantized.uses():
+        graph.remove(first, safe=True)
+    drop_initializer(graph, value)
+
+
+def _gathers(node: ir.Node, index: int, params: QuantParams) -> bool:
+    """Whether a node gathers whole rows of a constant whose scale does not depend on the row."""
+    table = node.inputs[0]
+    rank = 0 if table is None or table.shape is None else len(table.shape)
+    axis = node.attributes.get_int("axis", 0) or 0
+    return (
+        node.op_type == "Gather"
+        and index == 0
+        and axis == 0
+        and not params.block
+        and (params.axis is None or (rank >= 2 and params.axis % rank == rank - 1))
+    )
+
+
+def _dequantize_rows(
+    graph: ir.Graph, node: ir.Node, pattern: ir.Node, params: QuantParams, names: Names
+) -> None:
+    """Dequantizes what a Gather returns; the scale's axis is the last one there."""
+    rows = node.outputs[0]
+    attributes = [] if params.axis is None else [ir.AttrInt64("axis", -1)]
+    after = ir.Node(
+        "",
+        "DequantizeLinear",
+        [rows, *pattern.inputs[1:]],
+        attributes,
+        name=names.node(f"{rows.name}_dequantize"),
+    )
+    result = after.outputs[0]
+    result.name, result.type, result.shape = names.value(f"{rows.name}_dequantized"), rows.type, rows.shape
+    for use in tuple(rows.uses()):
+        if use.node is not after:
+            use.node.replace_input_with(use.idx, result)
+    for index, output in enumerate(graph.outputs):
+        if output is rows:
+            graph.outputs[index] = result
+            result.name, rows.name = rows.name, names.value(f"{rows.name}_integers")
+    rows.type = ir.TensorType(params.dtype)
+    graph.insert_after(node, after)
+
+
+def fold_biases(model: ir.Model) -> Biases:
+    """Turns biases of Conv and Gemm with quantized operands into int32 at scale input x weight, in place.
+
+    Each product gets a bias of its own, since its scale depends on the product's input. A bias that does
+    not fit stays float.
+    """
+    graph = model.graph
+    names = Names(model)
+    result = Biases()
+    for node in list(graph):
+        if node.op_type not in ("Conv", "Gemm") or len(node.inputs) < 3:
+            continue
+        bias = node.inputs[2]
+        scales = [_scale(value) for value in node.inputs[:2]]
+        if bias is None or not bias.is_initializer() or bias.const_value is None:
+            continue
+        if scales[0] is None or scales[1] is None or scales[0].size != 1:
+            continue
+        array = bias.const_value.numpy()
+        if array.ndim != 1:
+            continue
+        scale = (scales[0].reshape(()) * scales[1]).astype(np.float32)
+        if scale.ndim and scale.shape != array.shape:
+            continue
+        if np.any(np.abs(array.astype(np.float64)) > scale.astype(np.float64) * (2**31 - 1)):
+            result.notes.append(f"the bias of {node.name} does not fit int32 and stays float")
+            continue
+        own = add_initializer(graph, names.value(f"{bias.name}_int32"), bias.const_value)
+        params = QuantParams(ir.DataType.INT32, scale, None, 0 if scale.ndim else None)
+        node.replace_input_with(2, fold(model, own, params, names))
+        drop_initializer(graph, own)
+        drop_initializer(graph, bias)
+        result.count += 1
+    return result
+
+
+def _scale(value: ir.Value | None) -> np.ndarray | None:
+    """Returns the constant scale of a dequantized value whose zero point may be anything."""
+    node = None if value is None else value.producer()
+    if node is None or node.op_type != "DequantizeLinear" or "block_size" in node.attributes:
+        return None
+    scale = node.inputs[1]
+    return None if scale is None or scale.const_value is None else scale.const_value.numpy()
