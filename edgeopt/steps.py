@@ -165,6 +165,16 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def model_digest(model: ir.Model, store: Store) -> str:
+    """SHA-256 over a model's graph and weights; files that hold weights count by their content."""
+    found = hashlib.sha256()
+    for tensor in _external_tensors(model):
+        place = (tensor.name, tensor.offset, tensor.length)
+        found.update(digest(place, store.file_digest(Path(tensor.path))).encode())
+    found.update(ir.to_proto(model).SerializeToString(deterministic=True))
+    return found.hexdigest()
+
+
 def write_file(path: Path, content: bytes | str) -> None:
     """Writes a file under a temporary name and renames it, so that it is either absent or whole."""
     data = content.encode() if isinstance(content, str) else content

@@ -1,0 +1,98 @@
+"""Golden vectors and input histograms: what a board checks an artifact against."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from edgeopt.artifact import write_arrays
+from edgeopt.graph.execute import Executor
+from edgeopt.platform import RuntimeVersion
+
+COUNT = 4
+"""Golden vectors of an artifact."""
+
+BINS = 64
+
+
+def write_golden(
+    prepared: ir.Model,
+    calls: Iterable[Mapping[str, np.ndarray]],
+    rules: RuntimeVersion,
+    precision: str,
+    folder: Path,
+    root: Path,
+) -> dict[str, Any]:
+    """Writes inputs and the outputs of the prepared model in reference mode.
+
+    Args:
+        prepared: The model whose numbers the artifact carries.
+        calls: Model calls, of which the first ``COUNT`` are taken.
+        rules: They hold the tolerance.
+        precision: The artifact's precision, such as ``static-int8``.
+        folder: Where the files go.
+        root: The artifact's folder, which the manifest's paths are relative to.
+
+    Returns:
+        The manifest's entry: files, count, tolerance and where it comes from.
+    """
+    folder.mkdir(parents=True)
+    inputs: dict[str, np.ndarray] = {}
+    outputs: dict[str, np.ndarray] = {}
+    count = 0
+    with Executor(prepared) as executor:
+        for index, feeds in enumerate(islice(calls, COUNT)):
+            inputs.update({f"{index}.{name}": array for name, array in feeds.items()})
+            outputs.update({f"{index}.{name}": array for name, array in executor.run(feeds).items()})
+            count += 1
+    write_arrays(folder / "inputs.npz", inputs)
+    write_arrays(folder / "outputs.npz", outputs)
+    entry: dict[str, Any] = {
+        "inputs": (folder / "inputs.npz").relative_to(root).as_posix(),
+        "outputs": (folder / "outputs.npz").relative_to(root).as_posix(),
+        "count": count,
+        "precision": precision,
+    }
+    if (tolerance := rules.tolerance.get(precision)) is not None:
+        entry["tolerance"] = tolerance.model_dump()
+    return entry
+
+
+def histograms(
+    calls: Iterable[Mapping[str, np.ndarray]], ranges: Mapping[str, tuple[float, float]]
+) -> dict[str, Any]:
+    """Counts the values of every input in 64 bins between its smallest and largest.
+
+    Args:
+        calls: Model calls, streamed.
+        ranges: Per input its smallest and largest value, from ``input_ranges``.
+    """
+    counts = {name: np.zeros(BINS, np.int64) for name in ranges}
+    for feeds in calls:
+        for name, (low, high) in ranges.items():
+            found, _ = np.histogram(
+                np.asarray(feeds[name], np.float64), BINS, (low, high if high > low else low + 1)
+            )
+            counts[name] += found
+    return {
+        name: {"low": low, "high": high, "counts": counts[name].tolist()}
+        for name, (low, high) in ranges.items()
+    }
+
+
+def input_ranges(calls: Iterable[Mapping[str, np.ndarray]]) -> dict[str, tuple[float, float]]:
+    """Finds the smallest and largest value of every numeric input, streamed."""
+    found: dict[str, tuple[float, float]] = {}
+    for feeds in calls:
+        for name, array in feeds.items():
+            if array.dtype.kind not in "fiub" or not array.size:
+                continue
+            low, high = float(array.min()), float(array.max())
+            known = found.get(name, (low, high))
+            found[name] = (min(low, known[0]), max(high, known[1]))
+    return dict(sorted(found.items()))

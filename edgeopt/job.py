@@ -1,0 +1,167 @@
+"""A job: one model for one device with one target, with everything that it needs decided."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edgeopt import passes, targets
+from edgeopt.budget import Budget
+from edgeopt.data import DataSpec
+from edgeopt.errors import RecipeError, UserError
+from edgeopt.passes.base import STAGES, Options, Verify
+from edgeopt.platform import Platform, load_platform
+from edgeopt.recipe import DataEntry, ModelEntry, PartEntry, RecipeFile, SourceEntry
+from edgeopt.targets.base import Target
+
+
+@dataclass(frozen=True)
+class PartSource:
+    """Where a part of a model comes from.
+
+    Attributes:
+        source: Anything that ``edgeopt.load.load`` takes: a path, ``package.module:build``, a
+            ``torch.nn.Module``, an ``onnx.ModelProto``, an ``onnx_ir.Model``.
+        weights: A ``.safetensors`` file for a module that is built.
+        shapes: Fixed shapes of inputs, by name.
+        example: Example inputs of a module that was handed over.
+    """
+
+    source: Any
+    weights: Path | None = None
+    shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    example: Sequence[Any] | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """One model, one device, one target.
+
+    Attributes:
+        name: The model's name.
+        parts: Its parts by name; a model of one part has the part ``model``.
+        platform: The device and its runtime.
+        target: The target, with its options.
+        output: The artifact's folder.
+        data: The data, or ``None``.
+        budgets: The user's budgets; defaults are added by the judge.
+        steps: The passes; ``None`` for the platform's own plan.
+        threads: Threads that the artifact will run with.
+        seed: The seed of everything random.
+        verify: How rewrites are proved.
+        limit: Judge on so many evaluation samples only.
+        allow_code: Code that a recipe names may run.
+        force: Replace an output folder that is not ours.
+        strict: Inconclusive verdicts count as failures.
+    """
+
+    name: str
+    parts: Mapping[str, PartSource]
+    platform: Platform
+    target: Target
+    output: Path
+    data: DataSpec | None = None
+    budgets: tuple[Budget, ...] = ()
+    steps: tuple[Options, ...] | None = None
+    threads: int = 1
+    seed: int = 0
+    verify: Verify = "fast"
+    limit: int | None = None
+    allow_code: bool = True
+    force: bool = False
+    strict: bool = False
+
+
+def default_output(name: str, platform: Platform, root: Path = Path("build")) -> Path:
+    """``build/MODEL/DEVICE/TARGET``."""
+    return root / name / platform.device.name / platform.runtime.name
+
+
+def make_target(platform: Platform, format: str = "", **options: Any) -> Target:
+    """Makes the target of a platform's runtime, checking the format asked for.
+
+    Raises:
+        UserError: The runtime has no such format.
+    """
+    formats = platform.rules.formats
+    if format and format not in formats:
+        raise UserError(
+            f"{platform.runtime.name} has no format {format!r}", hint=f"one of {', '.join(formats)}"
+        )
+    return targets.make(platform.runtime.target, format=format or formats[0], **options)
+
+
+def make_steps(steps: Sequence[tuple[str, Mapping[str, Any]]]) -> tuple[Options, ...]:
+    """Makes passes from their names and options, and checks that their stages are in order.
+
+    Raises:
+        UserError: A pass or option is unknown, or a pass comes after one of a later stage.
+    """
+    made = tuple(
+        passes.make(name, {key: value for key, value in options.items() if key != "id"})
+        for name, options in steps
+    )
+    for earlier, later in zip(made, made[1:], strict=False):
+        if STAGES.index(earlier.stage) > STAGES.index(later.stage):
+            raise UserError(
+                f"the pass {later.name!r} ({later.stage}) cannot come after {earlier.name!r} ({earlier.stage})",
+                hint=f"the order is {', '.join(STAGES)}",
+            )
+    return made
+
+
+def jobs(file: RecipeFile, **common: Any) -> list[Job]:
+    """Lists the jobs of a recipe: every model on every device with every target asked for.
+
+    Args:
+        file: The recipe.
+        common: Fields of ``Job`` that the command line sets for all: ``force``, ``strict``, ...
+
+    Raises:
+        UserError: A device, target or pass is unknown, with its place in the recipe.
+    """
+    recipe = file.recipe
+    found: list[Job] = []
+    for index, device in enumerate(recipe.devices):
+        if device.endswith((".yaml", ".yml")):
+            device = str(file.resolve(device))
+        for target in recipe.output.targets or [None]:
+            with _placed(file, "devices", index):
+                platform = load_platform(device, target)
+            for name, entry in recipe.named_models().items():
+                where = ("models", name) if recipe.models else ("model",)
+                with _placed(file, *((*where, "passes") if entry.passes is not None else ("passes",))):
+                    steps = recipe.steps(entry, recipe.devices[index])
+                    made = None if steps is None else make_steps(steps)
+                root = file.resolve(recipe.output.dir)
+                found.append(
+                    Job(
+                        name=name,
+                        parts=_parts(file, entry),
+                        platform=platform,
+                        target=make_target(platform, recipe.output.format),
+                        output=default_output(name, platform, root),
+                        data=data_spec(entry.data or recipe.data, file),
+                        budgets=recipe.budgets(entry),
+                        steps=made,
+                        threads=recipe.run.threads,
+                        seed=recipe.seed,
+                        verify=recipe.verify,
+                        **common,
+                    )
+                )
+    return found
+
+
+def _parts(file: RecipeFile, entry: ModelEntry) -> dict[str, PartSource]:
+    parts: Mapping[str, PartEntry] = entry.parts or {"model": entry}
+    return {
+        name: PartSource(
+            source=file.resolve(part.path) if part.path is not None else part.torch,
+            weights=None if part.weights is None else file.resolve(part.weights),
+            shapes=part.inputs,
+        )
+        for name, part in parts.items()
+    }
