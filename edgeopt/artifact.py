@@ -117,11 +117,20 @@ def part_manifest(
     emitted: Emitted,
     inputs: Sequence[TensorSpec],
     outputs: Sequence[TensorSpec],
+    prefix: str = "",
     **contracts: Any,
 ) -> dict[str, Any]:
-    """Describes one part: what a session needs, and the contracts of the model."""
+    """Describes one part: what a session needs, and the contracts of the model.
+
+    Args:
+        emitted: What the target wrote.
+        inputs: The original model's inputs.
+        outputs: Its outputs.
+        prefix: The folder of the part within the artifact.
+        contracts: Further entries.
+    """
     return {
-        "model": emitted.main,
+        "model": prefix + emitted.main,
         "inputs": [asdict(spec) for spec in inputs],
         "outputs": [asdict(spec) for spec in outputs],
         "adapters": [asdict(adapter) for adapter in emitted.adapters],

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -91,6 +91,10 @@ class Target(ABC):
     name: ClassVar[str]
     version: ClassVar[int] = 1
     format: str = field(default="", kw_only=True)
+
+    def options(self) -> dict[str, Any]:
+        """Returns the options as plain data, in the order of the fields."""
+        return {item.name: getattr(self, item.name) for item in fields(self)}
 
     @abstractmethod
     def check(self, model: ir.Model, platform: Platform) -> list[Problem]:

@@ -1,0 +1,168 @@
+"""The rows that every report for people shows, as text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from edgeopt import units
+from edgeopt.budget import Verdict
+from edgeopt.evidence import Evidence
+from edgeopt.outcome import Outcome
+
+SHOWN = ("size", "latency", "peak_memory")
+"""Figures of every step and of both models; the metric, the drop and the fidelity follow them."""
+
+LABELS = {
+    "size": "size",
+    "latency": "latency",
+    "peak_memory": "peak memory",
+    "accuracy_drop": "accuracy drop",
+    "fidelity": "fidelity",
+    "agreement": "top-1 agreement",
+}
+
+LEDGER = ("pass", "what it did", "size", "latency*", "memory*", "fidelity", "CPU")
+FIGURES = ("", "before", "after", "ratio", "budget", "verdict")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row of figures: its cells, and the verdict on its budget where it has one."""
+
+    cells: tuple[str, ...]
+    verdict: Verdict | None = None
+
+
+def value(figure: Evidence | None, interval: bool = False) -> str:
+    """Writes a figure for a person, with its interval if wanted."""
+    if figure is None:
+        return ""
+    text = number(figure.value, figure.unit)
+    if interval and figure.interval is not None:
+        low, high = (number(bound, figure.unit, bare=True) for bound in figure.interval)
+        text += f" [{low}, {high}]"
+    return text
+
+
+def number(amount: float, unit: str, *, bare: bool = False) -> str:
+    """Writes an amount in its unit; ``bare`` leaves the unit away where it is not part of the scale."""
+    if unit == "B":
+        return units.format_size(amount)
+    if unit == "s":
+        return units.format_time(amount)
+    if unit == "dB":
+        text = f"{amount:.1f}"
+    elif unit in ("%", "pp"):
+        text = f"{amount:.2f}"
+    else:
+        text = f"{amount:.4g}"
+    return text if bare or not unit else f"{text} {unit}"
+
+
+def ledger_rows(outcome: Outcome) -> list[Row]:
+    """One row a step: what it did, what the model was worth after it, and what it cost."""
+    several = len({step.part for step in outcome.ledger}) > 1
+    rows = []
+    for step in outcome.ledger:
+        name = f"{step.part}: {step.name}" if several else step.name
+        figures = [value(step.figures.get(quantity)) for quantity in SHOWN]
+        fidelity = value(step.figures.get("fidelity"))
+        seconds = "stored" if step.cached else f"{step.cpu_seconds:.1f} s"
+        rows.append(Row((name, step.change.summary or "nothing to do", *figures, fidelity, seconds)))
+    return rows
+
+
+def figure_rows(outcome: Outcome) -> list[Row]:
+    """One row a quantity: before, after, budget and verdict."""
+    verdicts = {verdict.budget.quantity: verdict for verdict in outcome.verdicts}
+    metric = [name for name in outcome.after if name in outcome.before and name not in SHOWN]
+    rest = [name for name in outcome.after if name not in SHOWN and name not in metric]
+    rows = []
+    for name in [*SHOWN, *metric, *rest]:
+        before, after = outcome.before.get(name), outcome.after.get(name)
+        if after is None:
+            continue
+        verdict = verdicts.pop(name, None)
+        star = "*" if after.how == "predicted" else ""
+        exact = name in SHOWN
+        rows.append(
+            Row(
+                (
+                    LABELS.get(name, name) + star,
+                    value(before),
+                    value(after, interval=not exact),
+                    _ratio(before, after) if exact else "",
+                    _limit(verdict),
+                    "" if verdict is None else verdict.status,
+                ),
+                verdict,
+            )
+        )
+    rows += [
+        Row((LABELS.get(name, name), "", "", "", _limit(verdict), verdict.status), verdict)
+        for name, verdict in verdicts.items()
+    ]
+    return rows
+
+
+def sentences(outcome: Outcome) -> list[str]:
+    """What must be said below the figures: how they came about, and the notes of all steps."""
+    found = []
+    latency = outcome.after.get("latency")
+    if latency is not None and latency.how == "predicted":
+        spread = ""
+        if latency.interval is not None and latency.value:
+            low, high = (bound / latency.value for bound in latency.interval)
+            spread = f"; the true latency is {low:.2g} to {high:.2g} times that, 95 % of the time"
+        found.append(f"* predicted for {outcome.device}, not measured{spread}")
+    judged = next(
+        (figure for name, figure in outcome.after.items() if name in outcome.before and figure.n), None
+    )
+    if judged is not None:
+        found.append(f"judged on {judged.n} evaluation samples, on this host; intervals are 95 %")
+    return [*found, *outcome.notes]
+
+
+def conclusion(outcome: Outcome) -> str:
+    """The verdict in one line."""
+    missed = [verdict for verdict in outcome.verdicts if not verdict.passes]
+    if missed:
+        return f"missed: {_listed(missed)}"
+    if not outcome.verdicts:
+        return "no budget to judge"
+    unsure = [verdict for verdict in outcome.verdicts if verdict.status == "inconclusive"]
+    if unsure:
+        return f"kept, but inconclusive: {_listed(unsure)}"
+    return "every budget met" if len(outcome.verdicts) > 1 else "the budget is met"
+
+
+def advice(outcome: Outcome) -> list[str]:
+    """The shortest list of next moves where a budget is missed."""
+    missed = {verdict.budget.quantity for verdict in outcome.verdicts if not verdict.passes}
+    moves: Mapping[str, str] = {
+        "accuracy_drop": "keep sensitive layers in float: passes: [{quantize: {keep_float: [...]}}]; "
+        "or give more calibration samples",
+        "fidelity": "keep sensitive layers in float, or give more and more typical calibration samples",
+        "size": "quantize more layers, or start from a smaller model",
+        "latency": "name a faster device, give it more threads, or start from a smaller model",
+        "peak_memory": "lower the input's resolution or batch with --shape, or start from a smaller model",
+    }
+    return [moves[quantity] for quantity in moves if quantity in missed]
+
+
+def _listed(verdicts: list[Verdict]) -> str:
+    return ", ".join(LABELS.get(item.budget.quantity, item.budget.quantity) for item in verdicts)
+
+
+def _ratio(before: Evidence | None, after: Evidence) -> str:
+    if before is None or not before.value:
+        return ""
+    return f"{after.value / before.value:.2f}"
+
+
+def _limit(verdict: Verdict | None) -> str:
+    if verdict is None:
+        return ""
+    limit = verdict.budget
+    return f"{'≥' if limit.at_least else '≤'} {number(limit.limit, limit.unit)}"

@@ -1,0 +1,48 @@
+"""The one screen that a person sees after a compilation."""
+
+from __future__ import annotations
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from edgeopt.outcome import Outcome
+from edgeopt.report import rows
+
+_COLOURS = {"met": "green", "missed": "red", "inconclusive": "yellow"}
+
+
+def screen(outcome: Outcome) -> RenderableType:
+    """Lays the outcome out for a console of 100 columns."""
+    title = Text.assemble((outcome.name, "bold"), f" on {outcome.device}, {outcome.target}")
+    parts: list[RenderableType] = [title, _ledger(outcome), _figures(outcome)]
+    parts += [Text(f"  {sentence}", style="dim") for sentence in rows.sentences(outcome)]
+    colour = "bold green" if outcome.exit_code == 0 else "bold red"
+    parts.append(Text.assemble((rows.conclusion(outcome), colour), f": {outcome.path}"))
+    parts += [Text(f"  try: {move}") for move in rows.advice(outcome)]
+    return Group(*parts)
+
+
+def _ledger(outcome: Outcome) -> Table:
+    table = _table(rows.LEDGER, left=2)
+    for row in rows.ledger_rows(outcome):
+        table.add_row(*(Text(cell) for cell in row.cells))
+    return table
+
+
+def _figures(outcome: Outcome) -> Table:
+    table = _table(rows.FIGURES, left=1)
+    for row in rows.figure_rows(outcome):
+        *cells, status = row.cells
+        table.add_row(*(Text(cell) for cell in cells), Text(status, style=_COLOURS.get(status, "")))
+    return table
+
+
+def _table(header: tuple[str, ...], left: int) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 1), header_style="dim")
+    for index, name in enumerate(header):
+        wraps = name == "what it did"
+        table.add_column(
+            name, justify="left" if index < left else "right", no_wrap=not wraps, overflow="fold"
+        )
+    return table
