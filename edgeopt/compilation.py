@@ -17,7 +17,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeopt import artifact as artifacts
-from edgeopt import evaluate, golden, harness, host, metrics, passes, predict
+from edgeopt import evaluate, golden, harness, host, metrics, predict, preprocess, user_code
 from edgeopt.artifact import Artifact
 from edgeopt.budget import Budget, judge_all
 from edgeopt.data import Data, open_data
@@ -29,7 +29,7 @@ from edgeopt.graph.change import Change
 from edgeopt.graph.cost import model_size
 from edgeopt.graph.execute import Executor
 from edgeopt.graph.names import name_nodes, original_names
-from edgeopt.job import Job
+from edgeopt.job import Job, make_steps, structure_passes
 from edgeopt.load import load
 from edgeopt.outcome import Outcome, StepRecord
 from edgeopt.passes.base import Facets, Options, Samples
@@ -113,6 +113,7 @@ class Corridor:
         self.parts: dict[str, Part] = {}
         self.data = Data(None, None, None)
         self.metric: metrics.Metric | None = None
+        self.harness: Any = None
         self.ledger: list[StepRecord] = []
         self.notes: list[str] = []
         self.precisions: dict[str, str] = {}
@@ -130,8 +131,9 @@ class Corridor:
                 example=source.example,
                 allow_code=self.job.allow_code,
             )
-            if self.job.data is not None and self.job.data.fold:
-                model = self.job.data.folded(model)
+            spec = self.job.data
+            if spec is not None and spec.preprocess is not None and spec.preprocess.fold:
+                model = preprocess.fold(model, spec.preprocess)
             name_nodes(model)
             found = model_digest(model, self.store)
             self.parts[name] = Part(name, model, found, State(found, self.store, model))
@@ -158,10 +160,23 @@ class Corridor:
                 f"a model of {len(self.parts)} parts needs a harness that runs them together",
                 hint="data: {harness: package.module:function}",
             )
-        self.metric = None if spec.metric is None else spec.find_metric()
+        if spec.metric is not None:
+            self.metric = metrics.find(spec.metric, base=self.job.base, code=self.job.allow_code)
+            for budget in asked:
+                if budget.quantity == "accuracy_drop":
+                    self.metric.check_budget(budget)
+        if spec.harness is not None:
+            self.harness = user_code.load(spec.harness, base=self.job.base, allowed=self.job.allow_code)
         only = next(iter(self.parts.values()))
-        inputs = None if spec.harness else signature(only.original.graph.inputs)
-        self.data = open_data(spec, inputs, self.metric)
+        graph = only.original.graph
+        self.data = open_data(
+            spec,
+            None if spec.harness else signature(graph.inputs),
+            self.metric,
+            outputs=() if spec.harness else signature(graph.outputs),
+            base=self.job.base,
+            code=self.job.allow_code,
+        )
         self.notes.extend(self.data.notes)
         if spec.harness is None:
             only.calibrate, only.validate = self.data.calibrate, self.data.validate
@@ -170,7 +185,7 @@ class Corridor:
             for kind in ("calibrate", "validate"):
                 samples = getattr(self.data, kind)
                 if samples is not None:
-                    calls = harness.record_calls(spec.find_harness(), sessions, samples)
+                    calls = harness.record_calls(self.harness, sessions, samples)
                     for name, part in self.parts.items():
                         setattr(part, kind, calls[name])
 
@@ -328,7 +343,8 @@ class Corridor:
             artifact.digest,
             [part.digest for part in self.parts.values()],
             evaluation.digest,
-            spec.code_digest(),
+            [spec.metric, None if self.metric is None else user_code.digest(self.metric)],
+            None if self.harness is None else user_code.digest(self.harness),
             self.job.limit,
             self.job.threads,
             host.isa(),
@@ -344,7 +360,7 @@ class Corridor:
                 sessions,
                 evaluation,
                 self.metric,
-                harness=spec.find_harness() if spec.harness else None,
+                harness=self.harness,
                 limit=self.job.limit,
                 progress=self.watch.progress,
                 artifact=artifact.digest,
@@ -471,8 +487,7 @@ class Corridor:
 
 def default_steps() -> tuple[Options, ...]:
     """The platform's own plan: every exact pass, then quantization as its rules allow."""
-    names = ["simplify", "fold-batch-norm", *(name for name in passes.names() if name.startswith("fuse-"))]
-    return tuple(passes.make(name) for name in [*names, "quantize"])
+    return make_steps([*structure_passes(), ("quantize", {})])
 
 
 def _raise(model: ir.Model) -> tuple[ir.Model, Change]:

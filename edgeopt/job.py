@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgeopt import passes, targets
+from edgeopt import passes as registry
+from edgeopt import schema, targets
 from edgeopt.budget import Budget
 from edgeopt.data import DataSpec
-from edgeopt.errors import RecipeError, UserError
+from edgeopt.errors import DataError, UserError
 from edgeopt.passes.base import STAGES, Options, Verify
-from edgeopt.platform import Platform, load_platform
-from edgeopt.recipe import DataEntry, ModelEntry, PartEntry, RecipeFile, SourceEntry
+from edgeopt.platform import Device, Platform, load_platform
+from edgeopt.recipe import ModelEntry, PartEntry, RecipeFile
 from edgeopt.targets.base import Target
 
 
@@ -46,6 +49,7 @@ class Job:
         target: The target, with its options.
         output: The artifact's folder.
         data: The data, or ``None``.
+        base: The folder that the data's paths start from.
         budgets: The user's budgets; defaults are added by the judge.
         steps: The passes; ``None`` for the platform's own plan.
         threads: Threads that the artifact will run with.
@@ -63,6 +67,7 @@ class Job:
     target: Target
     output: Path
     data: DataSpec | None = None
+    base: Path | None = None
     budgets: tuple[Budget, ...] = ()
     steps: tuple[Options, ...] | None = None
     threads: int = 1
@@ -100,13 +105,14 @@ def make_steps(steps: Sequence[tuple[str, Mapping[str, Any]]]) -> tuple[Options,
         UserError: A pass or option is unknown, or a pass comes after one of a later stage.
     """
     made = tuple(
-        passes.make(name, {key: value for key, value in options.items() if key != "id"})
+        registry.make(name, {key: value for key, value in options.items() if key != "id"})
         for name, options in steps
     )
-    for earlier, later in zip(made, made[1:], strict=False):
+    for earlier, later in itertools.pairwise(made):
         if STAGES.index(earlier.stage) > STAGES.index(later.stage):
             raise UserError(
-                f"the pass {later.name!r} ({later.stage}) cannot come after {earlier.name!r} ({earlier.stage})",
+                f"the pass {later.name!r} ({later.stage}) cannot come after "
+                f"{earlier.name!r} ({earlier.stage})",
                 hint=f"the order is {', '.join(STAGES)}",
             )
     return made
@@ -143,7 +149,8 @@ def jobs(file: RecipeFile, **common: Any) -> list[Job]:
                         platform=platform,
                         target=make_target(platform, recipe.output.format),
                         output=default_output(name, platform, root),
-                        data=data_spec(entry.data or recipe.data, file),
+                        data=entry.data or recipe.data,
+                        base=file.path.parent,
                         budgets=recipe.budgets(entry),
                         steps=made,
                         threads=recipe.run.threads,
@@ -165,3 +172,105 @@ def _parts(file: RecipeFile, entry: ModelEntry) -> dict[str, PartSource]:
         )
         for name, part in parts.items()
     }
+
+
+@contextlib.contextmanager
+def _placed(file: RecipeFile, *location: Any) -> Iterator[None]:
+    """Adds a place in the recipe to an error that has none."""
+    try:
+        yield
+    except UserError as error:
+        error.where = error.where or file.position(*location)
+        raise
+
+
+def describe(
+    model: Any,
+    *,
+    device: str | Device,
+    target: str | None = None,
+    data: Any = None,
+    metric: str | None = None,
+    harness: str | None = None,
+    budget: Mapping[str, str | float] | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    weights: str | Path | None = None,
+    example: Any = None,
+    passes: Sequence[str | tuple[str, Mapping[str, Any]]] | None = None,
+    scheme: str | None = None,
+    keep_float: Sequence[str] = (),
+    output: str | Path | None = None,
+    format: str = "",
+    name: str | None = None,
+    **common: Any,
+) -> Job:
+    """Describes the job of one model on one device, as the command line and ``edgeopt.compile`` do.
+
+    Args:
+        model: Anything that ``edgeopt.load.load`` takes.
+        device: A device's name, the path of its profile, or the profile.
+        target: The runtime; by default the device's first.
+        data: A path, ``package.module:function``, or the mapping that a recipe holds under ``data``.
+        metric: A metric's name.
+        harness: ``package.module:function``.
+        budget: Limits by quantity, such as ``{"size": "3 MiB", "accuracy_drop": "1 pp"}``.
+        shapes: Fixed shapes of inputs.
+        weights: A ``.safetensors`` file for a torch module.
+        example: Example inputs of a torch module.
+        passes: Names of passes, or pairs of name and options; by default the platform's own plan.
+        scheme: The quantization's scheme.
+        keep_float: Patterns of nodes that stay in float.
+        output: The artifact's folder.
+        format: The artifact's format.
+        name: The model's name, by default its file's.
+        common: Further fields of ``Job``.
+
+    Raises:
+        UserError: Something given is unknown or does not fit together.
+    """
+    platform = load_platform(device, target)
+    named = name or _name(model)
+    spec = None
+    if data is not None:
+        entries = {"path": data} if isinstance(data, (str, Path)) else dict(data)
+        entries = {**entries, "path": str(entries["path"])} if "path" in entries else entries
+        entries.update({key: text for key, text in (("metric", metric), ("harness", harness)) if text})
+        spec = schema.validate(entries, DataSpec, DataError, Path("data"))
+    elif metric is not None or harness is not None:
+        raise UserError("a metric or harness needs data", hint="give --data")
+    steps = None
+    if passes is not None:
+        steps = make_steps([(item, {}) if isinstance(item, str) else item for item in passes])
+    if scheme is not None or keep_float:
+        quantize = {
+            **({"scheme": scheme} if scheme is not None else {}),
+            **({"keep_float": tuple(keep_float)} if keep_float else {}),
+        }
+        names = [*structure_passes(), ("quantize", quantize)] if steps is None else None
+        if names is None:
+            raise UserError("give either passes, or scheme and keep_float")
+        steps = make_steps(names)
+    return Job(
+        name=named,
+        parts={"model": PartSource(model, None if weights is None else Path(weights), shapes or {}, example)},
+        platform=platform,
+        target=make_target(platform, format),
+        output=default_output(named, platform) if output is None else Path(output),
+        data=spec,
+        budgets=tuple(Budget.parse(key, text) for key, text in (budget or {}).items()),
+        steps=steps,
+        **common,
+    )
+
+
+def structure_passes() -> list[tuple[str, dict[str, Any]]]:
+    """The exact passes of the platform's own plan, in order."""
+    fusions = [name for name in registry.names() if name.startswith("fuse-")]
+    return [(name, {}) for name in ("simplify", "fold-batch-norm", *fusions)]
+
+
+def _name(model: Any) -> str:
+    if isinstance(model, (str, Path)):
+        text = str(model)
+        return text.rpartition(":")[2] if ":" in text and not Path(text).exists() else Path(text).stem
+    return type(model).__name__.lower() if not hasattr(model, "graph") else (model.graph.name or "model")

@@ -16,6 +16,7 @@ from ruamel.yaml.error import YAMLError
 
 from edgeopt import schema
 from edgeopt.budget import KINDS, Budget
+from edgeopt.data import DataSpec
 from edgeopt.errors import RecipeError, UserError, nearest
 
 FILE_NAME = "edgeopt.yaml"
@@ -55,40 +56,6 @@ Limits = Annotated[dict[str, str | float], BeforeValidator(_budget)]
 Steps = Annotated[list[dict[str, dict[str, Any]]], BeforeValidator(_steps)]
 
 
-class SourceEntry(schema.Schema):
-    """Where one part of the data lies: a path, or code as ``package.module:function``."""
-
-    path: str | None = None
-    function: str | None = None
-    samples: int | None = Field(default=None, gt=0)
-    metric: str | None = None
-    harness: str | None = None
-
-    @model_validator(mode="after")
-    def _one_source(self) -> SourceEntry:
-        if (self.path is None) == (self.function is None):
-            raise ValueError("needs either path or function")
-        return self
-
-
-class DataEntry(schema.Schema):
-    """The data of a model: one path for all parts, or each part by itself."""
-
-    path: str | None = None
-    calibrate: SourceEntry | None = None
-    validate_: SourceEntry | None = Field(default=None, alias="validate")
-    evaluate: SourceEntry | None = None
-    metric: str | None = None
-    harness: str | None = None
-    preprocess: dict[str, Any] | None = None
-
-    @model_validator(mode="after")
-    def _one_way(self) -> DataEntry:
-        if self.path is not None and (self.calibrate or self.validate_ or self.evaluate):
-            raise ValueError("give either path, or calibrate and evaluate")
-        return self
-
-
 class PartEntry(schema.Schema):
     """Where a model, or one part of it, comes from.
 
@@ -105,7 +72,7 @@ class ModelEntry(PartEntry):
     """A model: its source or its parts, and what differs from the rest of the recipe."""
 
     parts: dict[str, PartEntry] = {}
-    data: DataEntry | None = None
+    data: DataSpec | None = None
     budget: Limits | None = None
     passes: Steps | None = None
 
@@ -137,7 +104,7 @@ class Recipe(schema.Schema):
     version: Literal[1] = Field(alias="recipe")
     model: ModelEntry | None = None
     models: dict[str, ModelEntry] = {}
-    data: DataEntry | None = None
+    data: DataSpec | None = None
     devices: list[str] = Field(min_length=1)
     run: RunEntry = RunEntry()
     budget: Limits = {}
