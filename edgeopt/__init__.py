@@ -1,3 +1,39 @@
-"""edgeopt ships trained models to ARM edge devices."""
+"""edgeopt ships trained models to ARM edge devices: smaller, faster, proven within their budgets.
+
+edgeopt.optimize("model.onnx")                              exact passes alone
+edgeopt.compile("model.onnx", "raspberry-pi-4", data="data/", metric="top1")
+edgeopt.compile(module, "raspberry-pi-4", example=(tensor,))   a torch.nn.Module
+edgeopt.open_artifact("build/model/raspberry-pi-4/onnxruntime").open()
+edgeopt.EdgeoptError                                        base of every error raised
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from edgeopt.artifact import open_artifact
+    from edgeopt.compilation import compile
+    from edgeopt.errors import EdgeoptError
+    from edgeopt.optimization import optimize
+    from edgeopt.outcome import Outcome
+
+__all__ = ["EdgeoptError", "Outcome", "__version__", "compile", "open_artifact", "optimize"]
+
+_HOMES = {
+    "EdgeoptError": "edgeopt.errors",
+    "Outcome": "edgeopt.outcome",
+    "compile": "edgeopt.compilation",
+    "open_artifact": "edgeopt.artifact",
+    "optimize": "edgeopt.optimization",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name when it is first asked for, so that ``import edgeopt`` costs nothing."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'edgeopt' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -24,15 +24,16 @@ from edgeopt.data import Data, open_data
 from edgeopt.errors import DataError
 from edgeopt.evidence import Evidence
 from edgeopt.fidelity import compare
-from edgeopt.graph import opset, proof
+from edgeopt.graph import opset
 from edgeopt.graph.change import Change
 from edgeopt.graph.cost import model_size
 from edgeopt.graph.execute import Executor
 from edgeopt.graph.names import name_nodes, original_names
-from edgeopt.job import Job, make_steps, structure_passes
+from edgeopt.job import Job, describe, make_steps, structure_passes
 from edgeopt.load import load
 from edgeopt.outcome import Outcome, StepRecord
 from edgeopt.passes.base import Facets, Options, Samples
+from edgeopt.platform import Device
 from edgeopt.runners.host import open_model
 from edgeopt.session import Session, signature
 from edgeopt.stepping import State, Stepper
@@ -72,6 +73,37 @@ def compile_job(job: Job, store: Store | None = None, watch: Watch = QUIET) -> O
     return outcome
 
 
+def compile(
+    model: Any,
+    device: str | Device,
+    *,
+    data: Any = None,
+    budget: Mapping[str, str | float] | None = None,
+    store: Store | None = None,
+    watch: Watch = QUIET,
+    **options: Any,
+) -> Outcome:
+    """Compiles a model for a device and judges the artifact: what ``edgeopt compile`` does.
+
+    Args:
+        model: A path, ``package.module:build``, ``onnx.ModelProto``, ``onnx_ir.Model``, or a
+            ``torch.nn.Module`` with ``example=`` inputs.
+        device: A device's name, the path of a profile, or a ``Device``.
+        data: A path, or the mapping that a recipe holds under ``data``.
+        budget: Limits by quantity: ``{"size": "3 MiB", "accuracy_drop": "1 pp"}``.
+        store: Where steps are kept; by default the user's cache.
+        watch: Shows progress.
+        options: Further arguments of ``edgeopt.job.describe``: target, metric, passes, output, ...
+
+    Returns:
+        The outcome, with the artifact's path, the evidence and the verdicts.
+
+    Raises:
+        EdgeoptError: See ``edgeopt.errors``.
+    """
+    return compile_job(describe(model, device=device, data=data, budget=budget, **options), store, watch)
+
+
 @dataclass
 class Part:
     """One part of a model on its way down the corridor.
@@ -98,7 +130,7 @@ class Part:
         """A few model calls: of validation data, or seeded ones where there are no data."""
         if self.validate is not None:
             return iter(self.validate.feeds())
-        return (proof.seeded_inputs(self.original, seed + index) for index in range(golden.COUNT))
+        return iter(golden.seeded_calls(self.original, seed))
 
 
 class Corridor:

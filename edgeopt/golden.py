@@ -11,6 +11,8 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeopt.artifact import write_arrays
+from edgeopt.errors import ModelError, RuntimeFailure
+from edgeopt.graph import seeds
 from edgeopt.graph.execute import Executor
 from edgeopt.platform import RuntimeVersion
 
@@ -96,3 +98,30 @@ def input_ranges(calls: Iterable[Mapping[str, np.ndarray]]) -> dict[str, tuple[f
             known = found.get(name, (low, high))
             found[name] = (min(low, known[0]), max(high, known[1]))
     return dict(sorted(found.items()))
+
+
+def seeded_calls(model: ir.Model, seed: int, count: int = COUNT) -> list[dict[str, np.ndarray]]:
+    """Draws inputs for a model without data; symbolic dimensions are 1, or the smallest that it runs with.
+
+    Raises:
+        ModelError: No inputs can be drawn that the model runs with.
+    """
+    given = [value for value in model.graph.inputs if not value.is_initializer()]
+    names = seeds.symbols(given)
+    tried = [dict.fromkeys(names, 1), *(seeds.distinct(names, sizes) for sizes in seeds.SIZES)]
+    failure = "its inputs cannot be drawn"
+    with Executor(model) as executor:
+        for binding in tried:
+            calls = []
+            for index in range(count):
+                drawn = {value.name or "": seeds.array(value, binding, seed + index) for value in given}
+                calls.append({name: array for name, array in drawn.items() if array is not None})
+            try:
+                executor.run(calls[0])
+            except RuntimeFailure as error:
+                failure = error.message
+                continue
+            return calls
+    raise ModelError(
+        f"the model does not run on seeded inputs: {failure}", hint="give --data, or --shape NAME=1,3,224,224"
+    )

@@ -133,7 +133,8 @@ def jobs(file: RecipeFile, **common: Any) -> list[Job]:
     for index, device in enumerate(recipe.devices):
         if device.endswith((".yaml", ".yml")):
             device = str(file.resolve(device))
-        for target in recipe.output.targets or [None]:
+        targets_wanted: Sequence[str | None] = recipe.output.targets or [None]
+        for target in targets_wanted:
             with _placed(file, "devices", index):
                 platform = load_platform(device, target)
             for name, entry in recipe.named_models().items():

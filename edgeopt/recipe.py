@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -21,17 +21,6 @@ from edgeopt.errors import RecipeError, UserError, nearest
 
 FILE_NAME = "edgeopt.yaml"
 """The recipe found in the current folder without being named."""
-
-
-def _budget(limits: Any) -> Any:
-    """Checks the limits of a budget section while their line is known."""
-    if isinstance(limits, Mapping):
-        for quantity, text in limits.items():
-            try:
-                Budget.parse(str(quantity), text)
-            except UserError as error:
-                raise ValueError(_sentence(error)) from None
-    return limits
 
 
 def _steps(steps: Any) -> Any:
@@ -52,8 +41,27 @@ def _steps(steps: Any) -> Any:
     return normal
 
 
-Limits = Annotated[dict[str, str | float], BeforeValidator(_budget)]
 Steps = Annotated[list[dict[str, dict[str, Any]]], BeforeValidator(_steps)]
+
+
+class Limits(schema.Schema):
+    """The budgets: a limit with its unit each; a plain number is a difference of the metric."""
+
+    size: str | float | None = None
+    latency: str | float | None = None
+    peak_memory: str | float | None = None
+    accuracy_drop: str | float | None = None
+    fidelity: str | float | None = None
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _readable(cls, text: Any, info: ValidationInfo) -> Any:
+        """Checks a limit while its line is known."""
+        try:
+            Budget.parse(info.field_name or "", text)
+        except UserError as error:
+            raise ValueError(f"{error.message}{f'; {error.hint}' if error.hint else ''}") from None
+        return text
 
 
 class PartEntry(schema.Schema):
@@ -107,7 +115,7 @@ class Recipe(schema.Schema):
     data: DataSpec | None = None
     devices: list[str] = Field(min_length=1)
     run: RunEntry = RunEntry()
-    budget: Limits = {}
+    budget: Limits = Limits()
     passes: Steps | None = None
     overrides: dict[str, dict[str, dict[str, Any]]] = {}
     output: OutputEntry = OutputEntry()
@@ -132,7 +140,8 @@ class Recipe(schema.Schema):
 
     def budgets(self, model: ModelEntry) -> tuple[Budget, ...]:
         """The budgets of one model: its own replace the recipe's, quantity by quantity."""
-        limits = {**self.budget, **(model.budget or {})}
+        own = {} if model.budget is None else model.budget.model_dump(exclude_none=True)
+        limits = {**self.budget.model_dump(exclude_none=True), **own}
         return tuple(Budget.parse(quantity, limits[quantity]) for quantity in KINDS if quantity in limits)
 
     def steps(self, model: ModelEntry, device: str) -> list[tuple[str, dict[str, Any]]] | None:
@@ -229,8 +238,3 @@ def _item(data: list[Any], index: str, setting: str) -> Any:
     if not index.isdigit() or int(index) >= len(data):
         raise RecipeError(f"--set {setting!r}: the list has no item {index!r}, only 0 to {len(data) - 1}")
     return data[int(index)]
-
-
-def _sentence(error: UserError) -> str:
-    known = f" (nearest: {', '.join(error.nearest)})" if error.nearest else ""
-    return f"{error.message}{known}{f'; {error.hint}' if error.hint else ''}"

@@ -64,7 +64,8 @@ def validate(data: Any, model: type[Model], error: type[UserError], path: Path) 
     try:
         return model.model_validate(plain(data))
     except ValidationError as failure:
-        first = failure.errors()[0]
+        # A misspelt key is both unknown and missing: the unknown one says more.
+        first = min(failure.errors(), key=lambda entry: entry["type"] != "extra_forbidden")
         location = [part for part in first["loc"] if not _is_branch(part)]
         where = f"{path}{position(data, location)}"
         key = ".".join(str(part) for part in location)

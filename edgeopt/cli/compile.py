@@ -106,9 +106,9 @@ def _recipe_jobs(path: str, options: dict[str, Any]) -> list[Job]:
     }
     for name, key in decided.items():
         if options[name]:
+            flag = {"shapes": "shape"}.get(name, name).replace("_", "-")
             raise UserError(
-                f"--{name.replace('_', '-').removesuffix('s') if name == 'shapes' else name.replace('_', '-')} "
-                "has no effect beside a recipe, which decides it",
+                f"--{flag} has no effect beside a recipe, which decides it",
                 hint=f"edgeopt run {path} --set {key}=...",
             )
     settings = []
