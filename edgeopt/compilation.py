@@ -17,7 +17,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeopt import artifact as artifacts
-from edgeopt import evaluate, golden, harness, host, metrics, predict, preprocess, user_code
+from edgeopt import evaluate, golden, host, metrics, predict, preprocess, user_code
 from edgeopt.artifact import Artifact
 from edgeopt.budget import Budget, judge_all
 from edgeopt.data import Data, open_data
@@ -29,12 +29,13 @@ from edgeopt.graph.change import Change
 from edgeopt.graph.cost import model_size
 from edgeopt.graph.execute import Executor
 from edgeopt.graph.names import name_nodes, original_names
+from edgeopt.harness import Harness, record_calls
 from edgeopt.job import Job, describe, make_steps, structure_passes
 from edgeopt.load import load
 from edgeopt.outcome import Outcome, StepRecord
 from edgeopt.passes.base import Facets, Options, Samples
 from edgeopt.platform import Device
-from edgeopt.runners.host import open_model
+from edgeopt.runners.host import OnnxSession
 from edgeopt.session import Session, signature
 from edgeopt.stepping import State, Stepper
 from edgeopt.steps import Store, digest, hash_file, model_digest, tool_versions
@@ -145,7 +146,7 @@ class Corridor:
         self.parts: dict[str, Part] = {}
         self.data = Data(None, None, None)
         self.metric: metrics.Metric | None = None
-        self.harness: Any = None
+        self.harness: Harness | None = None
         self.ledger: list[StepRecord] = []
         self.notes: list[str] = []
         self.precisions: dict[str, str] = {}
@@ -198,7 +199,7 @@ class Corridor:
                 if budget.quantity == "accuracy_drop":
                     self.metric.check_budget(budget)
         if spec.harness is not None:
-            self.harness = user_code.load(spec.harness, base=self.job.base, allowed=self.job.allow_code)
+            self.harness = Harness.load(spec.harness, base=self.job.base, code=self.job.allow_code)
         only = next(iter(self.parts.values()))
         graph = only.original.graph
         self.data = open_data(
@@ -210,21 +211,22 @@ class Corridor:
             code=self.job.allow_code,
         )
         self.notes.extend(self.data.notes)
-        if spec.harness is None:
+        if self.harness is None:
             only.calibrate, only.validate = self.data.calibrate, self.data.validate
             return
+        self.watch.step("record calls")
         with _opened(self.originals()) as sessions:
             for kind in ("calibrate", "validate"):
                 samples = getattr(self.data, kind)
-                if samples is not None:
-                    calls = harness.record_calls(self.harness, sessions, samples)
+                if samples is not None and self.harness is not None:
+                    calls = record_calls(self.harness, sessions, samples)
                     for name, part in self.parts.items():
                         setattr(part, kind, calls[name])
 
     def originals(self) -> dict[str, Session]:
         """Opens the float original of every part."""
         return {
-            name: open_model(part.original, threads=self.job.threads) for name, part in self.parts.items()
+            name: OnnxSession(part.original, threads=self.job.threads) for name, part in self.parts.items()
         }
 
     # ---- passes
@@ -376,7 +378,7 @@ class Corridor:
             [part.digest for part in self.parts.values()],
             evaluation.digest,
             [spec.metric, None if self.metric is None else user_code.digest(self.metric)],
-            None if self.harness is None else user_code.digest(self.harness),
+            None if self.harness is None else self.harness.digest,
             self.job.limit,
             self.job.threads,
             host.isa(),
@@ -394,8 +396,10 @@ class Corridor:
                 self.metric,
                 harness=self.harness,
                 limit=self.job.limit,
-                progress=self.watch.progress,
-                artifact=artifact.digest,
+                progress=self.watch.show_progress,
+                digest=artifact.digest,
+                seed=self.job.seed,
+                relative=self.drop_unit == "%",
             )
         self.store.keep(key, judgement.to_json())
         return judgement
@@ -411,8 +415,9 @@ class Corridor:
         after["peak_memory"] = _shifted(after["peak_memory"], grown)
         after.pop("fidelity", None)
         if judgement is not None:
-            before.update(judgement.original)
-            after.update(judgement.artifact)
+            if judgement.original is not None:
+                before[judgement.original.quantity] = judgement.original
+            after.update(judgement.evidence(self.drop_unit))
             self.notes.extend(note for note in judgement.notes if note not in self.notes)
         elif job.data is None:
             after.update(self.seeded_fidelity(artifact))
@@ -432,6 +437,11 @@ class Corridor:
             cpu_seconds=time.process_time() - started,
             strict=job.strict,
         )
+
+    @property
+    def drop_unit(self) -> str | None:
+        """The unit of the budget on the accuracy drop, where there is one."""
+        return next((item.unit for item in self.budgets() if item.quantity == "accuracy_drop"), None)
 
     def budgets(self) -> list[Budget]:
         """The user's budgets, and the default one on accuracy or fidelity where there are data."""

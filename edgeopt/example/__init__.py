@@ -17,5 +17,7 @@ Both hold ``image``, float32 [n, 1, 8, 8] in 0..1, and ``label``, int64 [n].
 MODEL = DATA / "model.onnx"
 """A depthwise-separable network: ``image`` [batch, 1, 8, 8] to ``logits`` [batch, 10], opset 17."""
 
+DESCRIPTION = "a depthwise-separable network for handwritten digits"
+
 METRIC = "top1"
 """The metric that judges it."""
