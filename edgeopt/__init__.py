@@ -12,7 +12,11 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from edgeopt import _late_imports
+
 __version__ = "0.1.0"
+
+_late_imports.install()
 
 if TYPE_CHECKING:
     from edgeopt.artifact import open_artifact
