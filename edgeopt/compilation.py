@@ -240,7 +240,7 @@ class Corridor:
                 calibration=part.calibrate,
                 validation=part.validate,
                 teacher=part.original,
-                predictor=predict.Roofline(self.job.platform, self.job.threads),
+                predictor=predict.RooflinePredictor(self.job.platform, self.job.threads),
                 budget=self.job.budgets,
             ),
             teacher=part.digest,
