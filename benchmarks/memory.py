@@ -46,7 +46,8 @@ def main() -> None:
         low, high = predicted.interval or (0.0, 0.0)
         share = (measured - empty) / (predicted.value - empty)
         print(
-            f"{path.stem:42} predicted {predicted.value / 2**20:7.1f} MiB  measured {measured / 2**20:7.1f} MiB"
+            f"{path.stem:42} predicted {predicted.value / 2**20:7.1f} MiB"
+            f"  measured {measured / 2**20:7.1f} MiB"
             f"  above empty x {share:5.2f}  {'inside' if low <= measured <= high else 'outside'}"
         )
 
