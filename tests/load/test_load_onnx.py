@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -242,6 +245,44 @@ def test_a_mask_of_minus_infinity_is_meant() -> None:
         outputs=[value("y", ["batch", 4])],
     )
     assert load(proto).graph.num_nodes() == 2
+
+
+def test_large_external_data_never_enter_memory(tmp_path: Path) -> None:
+    if not Path("/proc/self/status").exists():
+        pytest.skip("the memory of a process is read from /proc")
+    weight = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[2**14, 2**14])
+    weight.data_location = TensorProto.EXTERNAL
+    weight.external_data.add(key="location", value="w.data")
+    with (tmp_path / "w.data").open("wb") as file:
+        file.truncate(2**30)  # a hole: it takes no space and reads as zeros
+    proto = model(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        inputs=[value("x", [1, 2**14])],
+        outputs=[value("y", [1, 2**14])],
+    )
+    proto.graph.initializer.append(weight)
+    onnx.save(proto, tmp_path / "m.onnx")
+    code = (
+        "import sys; from edgeopt.load import load\n"
+        "def anonymous():\n"
+        "    lines = open('/proc/self/status').read().splitlines()\n"
+        "    return next(int(line.split()[1]) for line in lines if line.startswith('RssAnon'))\n"
+        "def peak():\n"
+        "    lines = open('/proc/self/status').read().splitlines()\n"
+        "    return next(int(line.split()[1]) for line in lines if line.startswith('VmHWM'))\n"
+        "before = peak(); model = load(sys.argv[1]); print(anonymous(), peak() - before)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "m.onnx")],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])},
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    anonymous, grown = (int(word) * 1024 for word in done.stdout.split())
+    assert anonymous < 2**28
+    assert grown < 2**27
 
 
 # ---- operators
