@@ -18,7 +18,7 @@ from edgeopt.platform import load_platform
 from edgeopt.predict import peak_memory
 
 CHILD = """
-import resource, sys
+import sys
 import numpy, onnxruntime
 options = onnxruntime.SessionOptions()
 options.intra_op_num_threads = options.inter_op_num_threads = 1
@@ -29,7 +29,9 @@ feeds = {
     for value in session.get_inputs()
 }
 session.run(None, feeds)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+# getrusage would also count what the parent held before it started this program
+status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+print(int(status["VmHWM"].split()[0]) * 1024)
 """
 
 
@@ -46,8 +48,8 @@ def main() -> None:
         low, high = predicted.interval or (0.0, 0.0)
         share = (measured - empty) / (predicted.value - empty)
         print(
-            f"{path.stem:42} predicted {predicted.value / 2**20:7.1f} MiB"
-            f"  measured {measured / 2**20:7.1f} MiB"
+            f"{path.stem:42} predicted {predicted.value / 2**20:6.1f} MiB  "
+            f"measured {measured / 2**20:6.1f} MiB"
             f"  above empty x {share:5.2f}  {'inside' if low <= measured <= high else 'outside'}"
         )
 

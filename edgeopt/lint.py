@@ -1,0 +1,196 @@
+"""Proves a device profile complete and consistent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from edgeopt import schema
+from edgeopt.cores import known_cores
+from edgeopt.errors import EdgeoptError, ProfileError, nearest
+from edgeopt.platform import Cluster, Device, load_runtime, profile_names
+
+Location = list[str | int]
+
+FIGURES = ("cores", "clock", "isa", "l1d", "l2", "l3")
+"""What a cluster says that needs a source."""
+
+COPY_PER_CYCLE = 16.0
+"""Bytes read plus written that a core can at most move in a cycle of its clock: a vector load and a
+vector store of 16 bytes every other cycle. No small core comes near this from main memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something wrong with a profile.
+
+    Attributes:
+        message: One plain sentence.
+        where: File, line and column.
+        nearest: Names that were probably meant.
+        hint: What to do next.
+    """
+
+    message: str
+    where: str
+    nearest: tuple[str, ...] = ()
+    hint: str | None = None
+
+
+def lint(path: Path) -> list[Finding]:
+    """Checks one device profile and lists everything that is wrong with it."""
+    try:
+        data = schema.load(path, ProfileError)
+        device = schema.validate(data, Device, ProfileError, path)
+    except ProfileError as error:
+        return [Finding(error.message, error.where or str(path), error.nearest, error.hint)]
+    return [
+        Finding(message, f"{path}{schema.position(data, location)}", tuple(near), hint)
+        for location, message, near, hint in _findings(device, path, data)
+    ]
+
+
+Raw = tuple[Location, str, list[str], str | None]
+
+
+def _findings(device: Device, path: Path, data: Any) -> Iterator[Raw]:
+    if device.name != path.stem:
+        yield ["name"], f"the profile {path.name} is named {device.name!r}", [], f"name: {path.stem}"
+    yield from _sources(device)
+    yield from _clusters(device)
+    yield from _memory(device)
+    yield from _runtimes(device)
+    yield from _emulation(device)
+
+
+def _sources(device: Device) -> Iterator[Raw]:
+    """Every figure has a source, and every source speaks of a figure."""
+    used: set[str] = set()
+    known: set[str] = set()
+
+    def sourced(location: Location, *keys: str) -> Iterator[Raw]:
+        """The first of the keys, from the most to the least specific, that has a source."""
+        known.update(keys)
+        found = next((key for key in keys if device.sources.get(key, "").strip()), None)
+        if found is None:
+            hint = f"add {keys[0]!r} or {keys[-1]!r} to sources; a guess says `estimated`"
+            yield location, f"the figure {keys[0]!r} has no source", [], hint
+        else:
+            used.add(found)
+
+    for index, cluster in enumerate(device.cpu.clusters):
+        for figure in FIGURES:
+            if getattr(cluster, figure):
+                place: Location = ["cpu", "clusters", index, figure]
+                yield from sourced(
+                    place, f"cpu.{cluster.core}.{figure}", f"cpu.{cluster.core}", f"cpu.{figure}", "cpu"
+                )
+    for figure in ("ram", "bandwidth"):
+        yield from sourced(["memory", figure], f"memory.{figure}", "memory")
+    for name in device.runtimes:
+        yield from sourced(["runtimes", name], f"runtimes.{name}", "runtimes")
+    for index, accelerator in enumerate(device.accelerators):
+        place = ["accelerators", index]
+        yield from sourced(place, f"accelerators.{accelerator.name}", "accelerators")
+    if device.emulate is not None:
+        yield from sourced(["emulate"], "emulate")
+    for key in device.sources:
+        if key not in known:
+            yield ["sources", key], f"the source {key!r} speaks of no figure", nearest(key, known), None
+
+
+def _clusters(device: Device) -> Iterator[Raw]:
+    cores = known_cores()
+    speeds: list[float] = []
+    for index, cluster in enumerate(device.cpu.clusters):
+        place: Location = ["cpu", "clusters", index]
+        core = cores.get(cluster.core)
+        if core is None:
+            near = nearest(cluster.core, cores)
+            yield [*place, "core"], f"the core {cluster.core!r} is not known", near, None
+            continue
+        same = core.arch == device.cpu.arch or (core.arch, device.cpu.arch) == ("aarch64", "armv7")
+        if not same:
+            yield (
+                [*place, "core"],
+                f"a {cluster.core} is an {core.arch} core, the profile says {device.cpu.arch}",
+                [],
+                None,
+            )
+        for position, extension in enumerate(cluster.isa):
+            if extension not in core.isa:
+                yield (
+                    [*place, "isa", position],
+                    f"a {cluster.core} has no extension {extension!r}",
+                    nearest(extension, core.isa),
+                    f"it has {', '.join(core.isa)}",
+                )
+        speeds.append(cluster.clock * core.macs["float32"])
+        yield from _caches(cluster, place)
+        if not 50e6 <= cluster.clock <= 6e9:
+            message = f"a clock of {cluster.clock / 1e9:g} GHz is not plausible"
+            yield [*place, "clock"], message, [], None
+    if speeds != sorted(speeds, reverse=True):
+        yield ["cpu", "clusters"], "the clusters are not sorted from the fastest to the slowest", [], None
+
+
+def _caches(cluster: Cluster, place: Location) -> Iterator[Raw]:
+    """Every cache is larger than the one before it."""
+    sizes = [(name, getattr(cluster, name)) for name in ("l1d", "l2", "l3") if getattr(cluster, name)]
+    for (inner, small), (outer, large) in pairwise(sizes):
+        if small >= large:
+            message = f"the cache {outer} ({large} bytes) is not larger than {inner} ({small} bytes)"
+            yield [*place, outer], message, [], None
+
+
+def _memory(device: Device) -> Iterator[Raw]:
+    fastest = max(cluster.clock for cluster in device.cpu.clusters)
+    limit = COPY_PER_CYCLE * fastest
+    if not 0.05e9 <= device.memory.bandwidth <= limit:
+        message = (
+            f"a bandwidth of {device.memory.bandwidth / 1e9:g} GB/s is not plausible for a copy at "
+            f"{fastest / 1e9:g} GHz"
+        )
+        hint = f"what one core copies, read plus written, at most {limit / 1e9:g} GB/s"
+        yield ["memory", "bandwidth"], message, [], hint
+    caches = [cluster.l3 or cluster.l2 or 0 for cluster in device.cpu.clusters]
+    if device.memory.ram <= max(caches):
+        yield ["memory", "ram"], "main memory is smaller than a cache", [], None
+
+
+def _runtimes(device: Device) -> Iterator[Raw]:
+    for name, version in device.runtimes.items():
+        place: Location = ["runtimes", name]
+        if name not in profile_names("runtimes"):
+            near = nearest(name, profile_names("runtimes"))
+            yield place, f"there is no runtime profile {name!r}", near, None
+            continue
+        try:
+            load_runtime(name).at(version)
+        except (EdgeoptError, ValueError) as error:
+            yield place, str(error).splitlines()[0], [], None
+
+
+def _emulation(device: Device) -> Iterator[Raw]:
+    if device.emulate is None:
+        return
+    by_qemu = {core.qemu: core for core in known_cores().values() if core.qemu}
+    emulated = by_qemu.get(device.emulate.cpu)
+    if emulated is None:
+        near = nearest(device.emulate.cpu, by_qemu)
+        yield ["emulate", "cpu"], f"QEMU knows no core {device.emulate.cpu!r}", near, None
+        return
+    real = set(device.cpu.clusters[0].isa)
+    if more := sorted(set(emulated.isa) - real):
+        yield (
+            ["emulate", "cpu"],
+            f"QEMU's {device.emulate.cpu} has extensions that the real core lacks: {', '.join(more)}",
+            [],
+            "an emulated artifact could run where the real one cannot",
+        )
+    if sorted(real - set(emulated.isa)) and not device.emulate.differs:
+        lacking = ", ".join(sorted(real - set(emulated.isa)))
+        yield ["emulate", "differs"], f"QEMU's {device.emulate.cpu} lacks {lacking}: say so", [], None
