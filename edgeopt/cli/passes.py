@@ -73,8 +73,9 @@ def describe(kind: type[Options]) -> dict[str, Any]:
     options = []
     for field in dataclasses.fields(kind):
         default: Any = field.default
-        if not isinstance(field.default_factory, type(dataclasses.MISSING)):
-            default = field.default_factory()
+        factory: Any = field.default_factory
+        if factory is not dataclasses.MISSING:
+            default = factory()
         elif default is dataclasses.MISSING:
             default = "required"
         options.append(

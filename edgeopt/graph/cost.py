@@ -71,7 +71,7 @@ class NodeCost:
         macs: Multiply-accumulates.
         operations: Elementary operations: two for each multiply-accumulate, one for each element of an
             elementwise result.
-        parameters: Elements of its constant operands.
+        parameters: Elements of its constant operands, shapes and indices left out.
         parameter_bytes: Their size as stored.
         read_bytes: Activations read.
         written_bytes: Activations written.
@@ -101,7 +101,7 @@ class Cost:
 
     Attributes:
         nodes: Every node that runs, in order; those of loop bodies and functions stand in their place.
-        parameters: Elements of all constant operands, each tensor once.
+        parameters: Elements of all constant operands, each tensor once, shapes and indices left out.
         parameter_bytes: Their size as stored, each tensor once.
         assumed: Symbolic dimensions without a given size, taken as 1.
         unknown: Values whose shape is not known; their cost is not counted.
@@ -177,7 +177,8 @@ def _stored(model: ir.Model) -> tuple[int, int]:
             continue
         seen.add(id(tensor))
         count = prod(int(dim) for dim in tensor.shape.numpy()) if isinstance(tensor.shape, ir.Shape) else 0
-        elements += count
+        if tensor.dtype not in (ir.DataType.INT64, ir.DataType.BOOL):  # shapes, axes and indices
+            elements += count
         for width in _widths(value, tensor):
             size += (count * width + 7) // 8
     return elements, size
@@ -263,7 +264,8 @@ class _Counter:
             if seen[stored] > 1:
                 continue
             if is_constant(value):
-                parameters += tensor.elements
+                if tensor.dtype not in (ir.DataType.INT64, ir.DataType.BOOL):
+                    parameters += tensor.elements
                 parameter_bytes += tensor.bytes
             else:
                 reads += tensor.bytes
