@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import onnx
@@ -24,6 +25,7 @@ import onnxruntime
 from edgeopt.errors import RuntimeFailure
 from edgeopt.graph import seeds
 from edgeopt.graph.execute import Executor, first_line
+from edgeopt.graph.region import feeds_of, open_session, part, read_by
 
 TOLERANCE = 1e-5
 """How far floats may differ, relative to the largest magnitude in the tensor before."""
@@ -31,9 +33,7 @@ TOLERANCE = 1e-5
 WHOLE_MODEL = 2**30
 """Models above this many bytes of weights are never compared as a whole."""
 
-_INLINE = 1024
 _DEPTH = 3
-_NUMPY_KINDS = "fiub"
 _PARAMETER_INPUTS = {("Resize", 1), ("Resize", 2), ("Upsample", 1), ("Range", 0), ("Range", 1), ("Range", 2)}
 
 
@@ -68,6 +68,9 @@ class Proof:
     reason: str = ""
     refuted: bool = False
     reproducer: Path | None = None
+
+
+Side = Literal["before", "after", "both"]
 
 
 class _CannotRun(Exception):
@@ -211,29 +214,30 @@ def prove(region: Region, name: str, seed: int = 0) -> Proof:
 def _attempt(region: Region, before: list[ir.Node], name: str, seed: int) -> Proof:
     cut = _Cut(region, before)
     tried = [*seeds.bindings(cut.drawn), *_larger(cut.drawn)]
+    proto, fed = cut.part("both")
+    constants = feeds_of(fed)
     session: onnxruntime.InferenceSession | None = None
     error, ran, reason = 0.0, 0, "nothing ran"
     for number, binding in enumerate(tried):
         if number >= 2 and ran:
             break
-        feeds = cut.feeds(binding, seed)
+        drawn = cut.draw(binding, seed)
         try:
-            session = session or _session(cut.proto("both"))
-            results = session.run(cut.names, feeds)
+            session = session or open_session(proto)
+            results = session.run(cut.names, _known_to(session, {**constants, **drawn}))
         except Exception as failure:  # onnxruntime raises a class of its own per status code
             reason = first_line(failure)
-            if not _runs(cut, feeds):
+            if not _runs(cut, drawn):
                 continue
-            return _refuted(cut, feeds, name, f"the region after does not run: {reason}")
+            return _refuted(cut, drawn, name, f"the region after does not run: {reason}")
         ran += 1
-        values = dict(zip(cut.names, results, strict=True))
-        values.update(feeds)
+        values = dict(zip(cut.names, results, strict=True)) | drawn
         difference = compare_all(
             [cut.value(old, values) for old, _ in region.outputs],
             [cut.value(new, values) for _, new in region.outputs],
         )
         if difference.reason:
-            return _refuted(cut, feeds, name, difference.reason)
+            return _refuted(cut, drawn, name, difference.reason)
         error = max(error, difference.error)
     if not ran:
         raise _CannotRun(reason)
@@ -241,7 +245,7 @@ def _attempt(region: Region, before: list[ir.Node], name: str, seed: int) -> Pro
 
 
 class _Cut:
-    """The region cut out of its model: what is drawn, what is constant, and the model to run."""
+    """The region cut out of its model: what is drawn, what is constant, what is asked of it."""
 
     def __init__(self, region: Region, before: list[ir.Node]) -> None:
         self.region = region
@@ -268,82 +272,26 @@ class _Cut:
         for value in self.drawn:
             if seeds.array(value, dict.fromkeys(seeds.symbols([value]), 1), 0) is None:
                 raise _CannotRun(f"nothing is known of the value {value.name!r}")
-        self._fed = {
-            key: tensor
-            for key, tensor in self.constants.items()
-            if tensor.nbytes > _INLINE and tensor.dtype.numpy().kind in _NUMPY_KINDS and _plain(tensor.dtype)
-        }
         outputs = dict.fromkeys(value for pair in region.outputs for value in pair)
         self.names = [value.name or "" for value in outputs if value in made]
 
-    def feeds(self, binding: seeds.Binding, seed: int) -> dict[str, np.ndarray]:
-        feeds = {key: np.ascontiguousarray(tensor.numpy()) for key, tensor in self._fed.items()}
-        for value in self.drawn:
-            drawn = seeds.array(value, binding, seed)
-            assert drawn is not None  # the constructor saw to it
-            feeds[value.name or ""] = drawn
-        return feeds
-
-    def value(self, value: ir.Value, values: dict[str, np.ndarray]) -> np.ndarray:
-        name = value.name or ""
-        return values[name] if name in values else self.constants[name].numpy()
-
-    def proto(self, side: str) -> onnx.ModelProto:
-        """The region as a model: ``before``, ``after`` or ``both`` beside each other."""
+    def part(self, side: Side) -> tuple[onnx.ModelProto, dict[str, ir.TensorProtocol]]:
+        """The region as a model; with both, before and after lie beside each other."""
         pairs = self.region.outputs
         wanted = [old for old, _ in pairs] if side != "after" else []
         wanted += [new for _, new in pairs] if side != "before" else []
         available = [*self.before, *self.after] if side != "before" else self.before
-        nodes = _ordered(wanted, available)
-        read = {value.name for node in nodes for value in read_by(node)}
-        made = {output.name for node in nodes for output in node.outputs}
-        graph = onnx.GraphProto(name="region")
-        graph.node.extend(ir.to_proto(node) for node in nodes)
-        for value in self.drawn:
-            if value.name in read:
-                graph.input.append(_info(value.name or "", value.dtype, len(value.shape or ())))
-        for key, tensor in self.constants.items():
-            if key not in read:
-                continue
-            if key in self._fed:
-                graph.input.append(_info(key, tensor.dtype, len(tensor.shape)))
-            else:
-                proto = ir.to_proto(tensor)
-                proto.name = key
-                graph.initializer.append(proto)
-        graph.output.extend(onnx.ValueInfoProto(name=v.name or "") for v in wanted if v.name in made)
-        model = onnx.ModelProto(graph=graph, ir_version=max(4, self.region.model.ir_version))
-        for domain, version in self.region.model.opset_imports.items():
-            model.opset_import.add(domain=domain, version=version)
-        return model
+        return part(wanted, available, self.region.model)
 
-    def inputs_of(self, proto: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return {value.name: feeds[value.name] for value in proto.graph.input}
+    def draw(self, binding: seeds.Binding, seed: int) -> dict[str, np.ndarray]:
+        """The values that are drawn, by name."""
+        drawn = {value.name or "": seeds.array(value, binding, seed) for value in self.drawn}
+        return {name: values for name, values in drawn.items() if values is not None}
 
-
-def read_by(node: ir.Node) -> list[ir.Value]:
-    """The values that a node reads, with those that its subgraphs capture from outside."""
-    values = [value for value in node.inputs if value is not None]
-    graphs = [graph for attribute in node.attributes.values() for graph in graphs_of(attribute)]
-    if graphs:
-        inner = {graph for start in graphs for graph in (start, *start.subgraphs())}
-        for start in graphs:
-            candidates = [value for child in start.all_nodes() for value in child.inputs if value is not None]
-            for value in [*candidates, *start.outputs]:
-                if value.graph not in inner and value not in values:
-                    values.append(value)
-    return values
-
-
-def graphs_of(attribute: ir.Attr) -> Sequence[ir.Graph]:
-    """The graphs that an attribute holds."""
-    if attribute.is_ref():
-        return ()
-    if attribute.type == ir.AttributeType.GRAPH:
-        return (attribute.as_graph(),)
-    if attribute.type == ir.AttributeType.GRAPHS:
-        return tuple(attribute.as_graphs())
-    return ()
+    def value(self, value: ir.Value, values: dict[str, np.ndarray]) -> np.ndarray:
+        """One of the region's outputs, which may be an input or a constant passed on."""
+        name = value.name or ""
+        return values[name] if name in values else self.constants[name].numpy()
 
 
 def _must_compute(value: ir.Value, before: Iterable[ir.Node], after: Iterable[ir.Node]) -> bool:
@@ -371,68 +319,34 @@ def _grow(nodes: dict[ir.Node, None], after: Sequence[ir.Node], whole: bool) -> 
     return grown
 
 
-def _ordered(wanted: Sequence[ir.Value], available: Sequence[ir.Node]) -> list[ir.Node]:
-    """Those of the nodes that the wanted values need, makers before readers."""
-    allowed = set(available)
-    done: dict[ir.Node, None] = {}
-    stack = [(value.producer(), False) for value in reversed(wanted)]
-    while stack:
-        node, ready = stack.pop()
-        if node is None or node in done or node not in allowed:
-            continue
-        if ready:
-            done[node] = None
-        else:
-            stack.append((node, True))
-            stack.extend((value.producer(), False) for value in reversed(read_by(node)))
-    return list(done)
-
-
 def _larger(values: Sequence[ir.Value]) -> list[seeds.Binding]:
     names = seeds.symbols(values)
     return [seeds.distinct(names, sizes) for sizes in seeds.SIZES[1:]] if names else []
 
 
-def _session(proto: onnx.ModelProto) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 4
-    options.enable_cpu_mem_arena = options.enable_mem_pattern = False
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return onnxruntime.InferenceSession(
-        proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+def _known_to(session: onnxruntime.InferenceSession, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {value.name: feeds[value.name] for value in session.get_inputs()}
 
 
-def _runs(cut: _Cut, feeds: dict[str, np.ndarray]) -> bool:
-    proto = cut.proto("before")
+def _runs(cut: _Cut, drawn: dict[str, np.ndarray]) -> bool:
+    proto, fed = cut.part("before")
+    feeds = feeds_of(fed) | drawn
     try:
-        _session(proto).run(None, cut.inputs_of(proto, feeds))
+        session = open_session(proto)
+        session.run(None, _known_to(session, feeds))
     except Exception:  # whatever it is: before does not run, and that is the answer
         return False
     return True
 
 
-def _refuted(cut: _Cut, feeds: dict[str, np.ndarray], name: str, reason: str) -> Proof:
+def _refuted(cut: _Cut, drawn: dict[str, np.ndarray], name: str, reason: str) -> Proof:
     slug = "".join(letter if letter.isalnum() else "-" for letter in name).strip("-")[:60]
     folder = Path(tempfile.mkdtemp(prefix=f"edgeopt-refuted-{slug}-"))
-    onnx.save(cut.proto("before"), folder / "before.onnx")
-    onnx.save(cut.proto("after"), folder / "after.onnx")
+    feeds = dict(drawn)
+    sides: tuple[Side, ...] = ("before", "after")
+    for side in sides:
+        proto, fed = cut.part(side)
+        feeds.update(feeds_of(fed))
+        onnx.save(proto, folder / f"{side}.onnx")
     np.savez(folder / "inputs.npz", **feeds)  # type: ignore[arg-type]
     return Proof(False, reason=reason, refuted=True, reproducer=folder)
-
-
-def _info(name: str, dtype: ir.DataType | None, rank: int) -> onnx.ValueInfoProto:
-    element = onnx.TensorProto.FLOAT if dtype is None else int(dtype)
-    return onnx.helper.make_tensor_value_info(name, element, [None] * rank)
-
-
-def _plain(dtype: ir.DataType) -> bool:
-    """Whether onnxruntime takes numpy arrays of the type."""
-    return dtype.bitwidth >= 8 and dtype not in {
-        ir.DataType.BFLOAT16,
-        ir.DataType.FLOAT8E4M3FN,
-        ir.DataType.FLOAT8E4M3FNUZ,
-        ir.DataType.FLOAT8E5M2,
-        ir.DataType.FLOAT8E5M2FNUZ,
-    }

@@ -14,7 +14,6 @@ graph and every subgraph (of If, Loop, Scan) in order, asks whether the rewrite 
 
 from __future__ import annotations
 
-import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +27,7 @@ from edgeopt.errors import RuntimeFailure
 from edgeopt.graph import proof, shapes
 from edgeopt.graph.change import Change, NoMatch, Rewrite, Skipped
 from edgeopt.graph.names import all_nodes, carry_names, name_nodes, original_names, unique
+from edgeopt.graph.region import read_by
 
 __all__ = [
     "NoMatch",
@@ -198,9 +198,6 @@ class _Walk:
         site = _site(anchor)
         if (candidate.name, anchor.name or "") in self.refused:
             return False
-        if not candidate.shared and (reason := _inner_value_is_read(nodes)):
-            self._skip(candidate, site, reason)
-            return False
         result = candidate(*nodes)
         if result is None:
             return False
@@ -209,7 +206,8 @@ class _Walk:
             return False
         replacement = _replacement(result, nodes)
         replaced = list(dict.fromkeys(replacement.nodes or nodes))
-        if reason := _not_spliceable(replacement):
+        reason = "" if candidate.shared else _inner_value_is_read(replaced, replacement)
+        if reason := reason or _not_spliceable(replacement):
             self._skip(candidate, site, reason)
             return False
         if not self.context.allow(candidate.name, site):
@@ -242,7 +240,7 @@ class _Walk:
             carry_names(replaced, item)
             for number, output in enumerate(item.outputs):
                 output.name = self._unique(output.name or f"{item.name}:{number}")
-            for value in proof.read_by(item):
+            for value in read_by(item):
                 if value.const_value is not None and value.graph is None and value.producer() is None:
                     value.name = self._unique(value.name or f"{item.name}:constant")
 
@@ -374,13 +372,17 @@ def _upwards(operators: Sequence[frozenset[str]], chain: list[ir.Node]) -> Itera
             yield from _upwards(operators[:-1], [producer, *chain])
 
 
-def _inner_value_is_read(nodes: Sequence[ir.Node]) -> str:
-    for one, following in itertools.pairwise(nodes):
-        value = one.outputs[0]
-        if value.is_graph_output():
-            return f"{value.name!r} is an output of the graph"
-        if other := another_reader(value, than=following):
-            return f"{value.name!r} is also read by {_site(other)!r}"
+def _inner_value_is_read(nodes: Sequence[ir.Node], replacement: Replacement) -> str:
+    """Why the nodes cannot all go: something else reads a value between them; or ""."""
+    region = set(nodes)
+    for output in (output for item in nodes for output in item.outputs):
+        if output in replacement.values:
+            continue
+        if output.is_graph_output():
+            return f"{output.name!r} is an output of the graph"
+        for use in output.uses():
+            if use.node not in region:
+                return f"{output.name!r} is also read by {_site(use.node)!r}"
     return ""
 
 
@@ -436,7 +438,7 @@ class _Splice:
     def make(self) -> None:
         """Inserts the nodes and redirects all readers and graph outputs."""
         for item in self.built:
-            for value in proof.read_by(item):
+            for value in read_by(item):
                 if value.const_value is not None and value.graph is None and value.producer() is None:
                     self.graph.register_initializer(value)
                     self._registered.append(value)
@@ -497,7 +499,7 @@ def _remove_dead(nodes: Iterable[ir.Node]) -> None:
         item = todo.pop()
         if item.graph is None or any(out.uses() or out.is_graph_output() for out in item.outputs):
             continue
-        makers = [value.producer() for value in proof.read_by(item)]
+        makers = [value.producer() for value in read_by(item)]
         item.graph.remove(item, safe=True)
         todo.extend(maker for maker in makers if maker is not None)
 

@@ -1,0 +1,153 @@
+"""Parts of a graph: what nodes read, in which order they run, and how to run them alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+
+from edgeopt.errors import RuntimeFailure
+from edgeopt.graph.execute import first_line
+
+INLINE = 1024
+"""Constants up to this many bytes become part of a cut-out model; larger ones are fed where they lie."""
+
+
+def read_by(node: ir.Node) -> list[ir.Value]:
+    """The values that a node reads, with those that its subgraphs capture from outside."""
+    values = [value for value in node.inputs if value is not None]
+    graphs = [graph for attribute in node.attributes.values() for graph in graphs_of(attribute)]
+    if graphs:
+        inner = {graph for start in graphs for graph in (start, *start.subgraphs())}
+        for start in graphs:
+            candidates = [value for child in start.all_nodes() for value in child.inputs if value is not None]
+            for value in [*candidates, *start.outputs]:
+                if value.graph not in inner and value not in values:
+                    values.append(value)
+    return values
+
+
+def graphs_of(attribute: ir.Attr) -> Sequence[ir.Graph]:
+    """The graphs that an attribute holds."""
+    if attribute.is_ref():
+        return ()
+    if attribute.type == ir.AttributeType.GRAPH:
+        return (attribute.as_graph(),)
+    if attribute.type == ir.AttributeType.GRAPHS:
+        return tuple(attribute.as_graphs())
+    return ()
+
+
+def ordered(wanted: Sequence[ir.Value], available: Sequence[ir.Node]) -> list[ir.Node]:
+    """Those of the nodes that the wanted values need, makers before readers."""
+    allowed = set(available)
+    done: dict[ir.Node, None] = {}
+    stack = [(value.producer(), False) for value in reversed(wanted)]
+    while stack:
+        node, ready = stack.pop()
+        if node is None or node in done or node not in allowed:
+            continue
+        if ready:
+            done[node] = None
+        else:
+            stack.append((node, True))
+            stack.extend((value.producer(), False) for value in reversed(read_by(node)))
+    return list(done)
+
+
+def part(
+    wanted: Sequence[ir.Value], available: Sequence[ir.Node], model: ir.Model
+) -> tuple[onnx.ModelProto, dict[str, ir.TensorProtocol]]:
+    """Cuts out what computes some values.
+
+    Args:
+        wanted: The outputs; those that no available node makes are left to the caller.
+        available: The nodes that may be part of it.
+        model: The model that they stand in.
+
+    Returns:
+        The part as a model of its own, whose inputs are the values that no available node makes and
+        the large constants; and these constants by name, for feeding.
+    """
+    nodes = ordered(wanted, available)
+    made = {output for node in nodes for output in node.outputs}
+    graph = onnx.GraphProto(name="part")
+    graph.node.extend(ir.to_proto(node) for node in nodes)
+    fed: dict[str, ir.TensorProtocol] = {}
+    for value in dict.fromkeys(value for node in nodes for value in read_by(node)):
+        if value in made:
+            continue
+        name, tensor = value.name or "", value.const_value
+        if tensor is None:
+            graph.input.append(_info(name, value.dtype, None if value.shape is None else len(value.shape)))
+        elif tensor.nbytes > INLINE and is_plain(tensor.dtype):
+            fed[name] = tensor
+            graph.input.append(_info(name, tensor.dtype, len(tensor.shape)))
+        else:
+            proto = ir.to_proto(tensor)
+            proto.name = name
+            graph.initializer.append(proto)
+    graph.output.extend(onnx.ValueInfoProto(name=v.name or "") for v in dict.fromkeys(wanted) if v in made)
+    proto = onnx.ModelProto(graph=graph, ir_version=max(4, model.ir_version))
+    for domain, version in model.opset_imports.items():
+        proto.opset_import.add(domain=domain, version=version)
+    return proto, fed
+
+
+def feeds_of(fed: Mapping[str, ir.TensorProtocol]) -> dict[str, np.ndarray]:
+    """The numbers of constants; those in files stay there until they are read."""
+    return {name: np.ascontiguousarray(tensor.numpy()) for name, tensor in fed.items()}
+
+
+def open_session(proto: onnx.ModelProto) -> onnxruntime.InferenceSession:
+    """Opens a part in onnxruntime's reference mode, with as little preparation as possible.
+
+    Raises:
+        Exception: What onnxruntime raises; it has a class per status code, without a base of their own.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    options.enable_cpu_mem_arena = options.enable_mem_pattern = False
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return onnxruntime.InferenceSession(
+        proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+
+
+def evaluate(
+    wanted: Sequence[ir.Value], available: Sequence[ir.Node], model: ir.Model
+) -> dict[ir.Value, np.ndarray]:
+    """Computes values that depend on constants alone.
+
+    Raises:
+        RuntimeFailure: onnxruntime cannot compute them.
+    """
+    proto, fed = part(wanted, available, model)
+    made = [output.name for output in proto.graph.output]
+    try:
+        results = open_session(proto).run(made, feeds_of(fed))
+    except Exception as failure:
+        raise RuntimeFailure(f"the constants cannot be computed: {first_line(failure)}") from failure
+    by_name = dict(zip(made, results, strict=True))
+    return {value: np.asarray(by_name[value.name]) for value in wanted if value.name in by_name}
+
+
+def is_plain(dtype: ir.DataType) -> bool:
+    """Whether onnxruntime takes and returns the type as numpy arrays."""
+    return dtype in _PLAIN
+
+
+def _info(name: str, dtype: ir.DataType | None, rank: int | None) -> onnx.ValueInfoProto:
+    element = onnx.TensorProto.FLOAT if dtype is None else int(dtype)
+    return onnx.helper.make_tensor_value_info(name, element, None if rank is None else [None] * rank)
+
+
+_PLAIN = {
+    *(ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BOOL),
+    *(ir.DataType.INT8, ir.DataType.INT16, ir.DataType.INT32, ir.DataType.INT64),
+    *(ir.DataType.UINT8, ir.DataType.UINT16, ir.DataType.UINT32, ir.DataType.UINT64),
+}

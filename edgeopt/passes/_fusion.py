@@ -1,0 +1,42 @@
+"""What all fusions share: when they may run, and what they say."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import onnx_ir as ir
+
+from edgeopt.graph.change import Change
+from edgeopt.graph.rewriting import Rule, rewrite
+from edgeopt.passes.base import Context, Facet, Pass
+
+
+@dataclass(frozen=True)
+class Fusion(Pass):
+    """Several nodes that become one.
+
+    A fusion into an operator of its own is worth something only where the runtime has a kernel for it:
+    with a platform it runs only if the platform's rules list its name. One that merely makes nodes
+    vanish always runs.
+
+    Attributes:
+        patterns: The rules, in the order in which they are tried at a node.
+        needs_kernel: The result is an operator that a runtime may lack.
+    """
+
+    patterns: ClassVar[tuple[Rule, ...]] = ()
+    needs_kernel: ClassVar[bool] = True
+
+    @property
+    def reads(self) -> frozenset[Facet]:
+        """The rules, which say whether the runtime has the kernel."""
+        return frozenset({"rules"}) if self.needs_kernel else frozenset()
+
+    def apply(self, model: ir.Model, context: Context) -> Change:
+        """Edits the model in place."""
+        if self.needs_kernel and context.rules is not None and self.name not in context.rules.fusions:
+            return Change(summary="not run: the runtime has no such kernel")
+        change = rewrite(model, self.patterns, context)
+        change.summary = f"{len(change.rewrites)} fused" if change.rewrites else "none"
+        return change

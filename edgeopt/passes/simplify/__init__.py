@@ -1,0 +1,76 @@
+"""Simplify: the same numbers from fewer nodes.
+
+In rounds, until nothing changes: constants are computed (``folding``), shapes that are known before the
+graph runs become constants (``shape_rules``), nodes that do nothing vanish and what follows each other is
+merged (``rules``), and what is computed or stored twice or never read goes (``cleanup``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import onnx_ir as ir
+
+from edgeopt.errors import RuntimeFailure
+from edgeopt.graph import proof, shapes
+from edgeopt.graph.change import Change
+from edgeopt.graph.names import all_nodes
+from edgeopt.graph.rewriting import prepare, rewrite
+from edgeopt.passes.base import Context, Pass
+from edgeopt.passes.simplify import cleanup, folding, rules, shape_rules
+
+_ROUNDS = 5
+
+
+@dataclass(frozen=True)
+class Simplify(Pass):
+    """Simplify the graph without changing what it computes.
+
+    Attributes:
+        fold: Compute constants ahead, where the file does not grow by it.
+    """
+
+    name: ClassVar[str] = "simplify"
+    fold: bool = True
+
+    def apply(self, model: ir.Model, context: Context) -> Change:
+        """Edits the model in place."""
+        count = sum(1 for _ in all_nodes(model))
+        change = Change(notes=prepare(model))
+        original = model.clone()
+        change += cleanup.own_constants(model)
+        whole = False
+        every_rule = (*shape_rules.RULES, *rules.RULES)
+        for _ in range(_ROUNDS):
+            step = folding.fold(model, context) if self.fold else Change()
+            step += cleanup.merge_equal(model, context)
+            whole = whole or bool(step.rewrites)
+            local = rewrite(model, every_rule, context)
+            change.skipped = [item for item in change.skipped if item not in local.skipped]
+            change = change + step + local
+            cleanup.remove_unused(model)
+            if not step.rewrites and not local.rewrites:
+                break
+            shapes.infer_shapes(model)
+        if whole and context.verify != "off":
+            _compare(model, original, change, context)
+        change.summary = f"{count} -> {sum(1 for _ in all_nodes(model))} nodes"
+        return change
+
+
+def _compare(model: ir.Model, original: ir.Model, change: Change, context: Context) -> None:
+    """Runs the whole model before and after: folding and merging have no region of their own."""
+    if proof.model_bytes(original) > proof.WHOLE_MODEL:
+        return
+    try:
+        difference = proof.compare_models(original, model, context.seed)
+    except RuntimeFailure as failure:
+        change.notes.append(f"the simplified model could not be run on seeded inputs: {failure.message}")
+        return
+    if difference.reason:
+        model.graph = original.graph
+        change.rewrites.clear()
+        change.notes.append(f"nothing was simplified: the whole model differs ({difference.reason})")
+    else:
+        change.details["error"] = difference.error

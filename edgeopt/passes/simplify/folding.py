@@ -1,0 +1,160 @@
+"""Computing constants ahead of time, where the file does not grow by it.
+
+All nodes that depend on constants alone are folded together; then those whose results take more bytes
+than what they replace are taken back, the worst first, until the file is no larger than before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container
+
+import numpy as np
+import onnx_ir as ir
+
+from edgeopt.errors import RuntimeFailure
+from edgeopt.graph import region, shapes
+from edgeopt.graph.change import Change, Rewrite, Skipped
+from edgeopt.graph.names import original_names, unique
+from edgeopt.graph.rewriting import tensor_of
+from edgeopt.passes.base import Context
+
+RULE = "constant folding"
+NODE_BYTES = 48
+"""What a node takes in a file at the least: its operator, and names of its inputs and output."""
+
+LARGEST = 2**26
+"""Results above this many bytes are never computed ahead."""
+
+RANDOM = frozenset(
+    {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
+)
+"""Operators that give another result each time."""
+
+_KEPT = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "Constant", "Dropout"}
+
+
+def fold(model: ir.Model, context: Context) -> Change:
+    """Folds the constants of the main graph and of every subgraph, in place."""
+    change = Change()
+    taken = {name for graph in model.graphs() for name in graph.initializers}
+    for graph in list(model.graphs()):
+        _fold_graph(model, graph, context, change, taken)
+    return change
+
+
+def _fold_graph(model: ir.Model, graph: ir.Graph, context: Context, change: Change, taken: set[str]) -> None:
+    nodes = _foldable(graph)
+    while nodes:
+        worst = _inflating(nodes)
+        if worst is None:
+            break
+        del nodes[worst]
+        change.skipped.append(Skipped(RULE, _site(worst), "its result is larger than what it is made from"))
+    frontier = [
+        output
+        for node in nodes
+        for output in node.outputs
+        if any(use.node not in nodes for use in output.uses()) and not output.is_graph_output()
+    ]
+    frontier = [value for value in frontier if context.allow(RULE, _site_of(value))]
+    numbers = _evaluate(frontier, list(nodes), model)
+    for value in frontier:
+        node = value.producer()
+        assert node is not None
+        if value not in numbers:
+            change.skipped.append(Skipped(RULE, _site(node), "onnxruntime cannot compute it"))
+            continue
+        names = [name for item in region.ordered([value], list(nodes)) for name in original_names(item)]
+        name = unique(f"{value.name}", taken)
+        taken.add(name)
+        _replace(graph, value, numbers[value], name)
+        change.rewrites.append(Rewrite(RULE, _site(node), tuple(dict.fromkeys(names)), 0.0))
+    for node in reversed(nodes):
+        if not any(output.uses() or output.is_graph_output() for output in node.outputs):
+            graph.remove(node, safe=True)
+
+
+def _foldable(graph: ir.Graph) -> dict[ir.Node, None]:
+    """The nodes that depend on constants alone and give the same result each time."""
+    found: dict[ir.Node, None] = {}
+    made: set[ir.Value] = set()
+    for node in graph:
+        if node.domain not in ("", "ai.onnx") or node.op_type in RANDOM | _KEPT:
+            continue
+        if any(region.graphs_of(attribute) for attribute in node.attributes.values()):
+            continue
+        inputs = [value for value in node.inputs if value is not None]
+        if not all(value in made or tensor_of(value) is not None for value in inputs):
+            continue
+        if any(output.dtype is None or not region.is_plain(output.dtype) for output in node.outputs):
+            continue
+        sizes = [_bytes(output) for output in node.outputs]
+        if any(size is None or size > LARGEST for size in sizes):
+            continue
+        found[node] = None
+        made.update(node.outputs)
+    return found
+
+
+def _inflating(nodes: dict[ir.Node, None]) -> ir.Node | None:
+    """The node to take back because folding all of them would make the file larger; ``None`` when not."""
+    gain = sum(NODE_BYTES for _ in nodes)
+    sources = dict.fromkeys(value for node in nodes for value in node.inputs if value is not None)
+    for value in sources:
+        tensor = tensor_of(value)
+        if tensor is not None and value.producer() is None and _only_read_by(value, nodes):
+            gain += tensor.nbytes
+    edges = [node for node in nodes if any(not _only_read_by(output, nodes) for output in node.outputs)]
+    cost = {
+        node: sum(_bytes(out) or 0 for out in node.outputs if not _only_read_by(out, nodes)) for node in edges
+    }
+    if sum(cost.values()) <= gain:
+        return None
+    return max(edges, key=lambda node: cost[node] - sum(_bytes(v) or 0 for v in node.inputs if v is not None))
+
+
+def _only_read_by(value: ir.Value, nodes: Container[ir.Node]) -> bool:
+    return not value.is_graph_output() and all(use.node in nodes for use in value.uses())
+
+
+def _bytes(value: ir.Value) -> int | None:
+    tensor = tensor_of(value)
+    if tensor is not None:
+        return tensor.nbytes
+    shape = shapes.static_dims(value)
+    if shape is None or value.dtype is None:
+        return None
+    return int(np.prod(shape, dtype=np.int64)) * value.dtype.bitwidth // 8
+
+
+def _evaluate(values: list[ir.Value], nodes: list[ir.Node], model: ir.Model) -> dict[ir.Value, np.ndarray]:
+    """Computes all values at once, or one by one where onnxruntime fails on some."""
+    if not values:
+        return {}
+    try:
+        return region.evaluate(values, nodes, model)
+    except RuntimeFailure:
+        if len(values) == 1:
+            return {}
+    half = len(values) // 2
+    return _evaluate(values[:half], nodes, model) | _evaluate(values[half:], nodes, model)
+
+
+def _replace(graph: ir.Graph, value: ir.Value, numbers: np.ndarray, name: str) -> None:
+    tensor = ir.Tensor(np.ascontiguousarray(numbers), name=name)
+    old_name = value.name
+    value.name = f"{old_name}.computed"
+    folded = ir.Value(
+        name=name, shape=ir.Shape(numbers.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
+    )
+    graph.register_initializer(folded)
+    value.replace_all_uses_with(folded)
+
+
+def _site(node: ir.Node) -> str:
+    return original_names(node)[-1] if original_names(node) else node.op_type
+
+
+def _site_of(value: ir.Value) -> str:
+    node = value.producer()
+    return _site(node) if node is not None else value.name or ""
