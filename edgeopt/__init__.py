@@ -22,15 +22,17 @@ if TYPE_CHECKING:
     from edgeopt.artifact import open_artifact
     from edgeopt.compilation import compile
     from edgeopt.errors import EdgeoptError
+    from edgeopt.optimization import optimize
     from edgeopt.outcome import Outcome
 
-__all__ = ["EdgeoptError", "Outcome", "__version__", "compile", "open_artifact"]
+__all__ = ["EdgeoptError", "Outcome", "__version__", "compile", "open_artifact", "optimize"]
 
 _HOMES = {
     "EdgeoptError": "edgeopt.errors",
     "Outcome": "edgeopt.outcome",
     "compile": "edgeopt.compilation",
     "open_artifact": "edgeopt.artifact",
+    "optimize": "edgeopt.optimization",
 }
 
 

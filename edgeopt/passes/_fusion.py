@@ -17,26 +17,26 @@ class Fusion(Pass):
     """Several nodes that become one.
 
     A fusion into an operator of its own is worth something only where the runtime has a kernel for it:
-    with a platform it runs only if the platform's rules list its name. One that merely makes nodes
+    with a platform it runs only if the platform's rules list that kernel. One that merely makes nodes
     vanish always runs.
 
     Attributes:
         patterns: The rules, in the order in which they are tried at a node.
-        needs_kernel: The result is an operator that a runtime may lack.
+        kernel: What the platform's ``fusions`` call the kernel that the result needs; "" for none.
     """
 
     patterns: ClassVar[tuple[Rule, ...]] = ()
-    needs_kernel: ClassVar[bool] = True
+    kernel: ClassVar[str] = ""
 
     @property
     def reads(self) -> frozenset[Facet]:
         """The rules, which say whether the runtime has the kernel."""
-        return frozenset({"rules"}) if self.needs_kernel else frozenset()
+        return frozenset({"rules"}) if self.kernel else frozenset()
 
     def apply(self, model: ir.Model, context: Context) -> Change:
         """Edits the model in place."""
-        if self.needs_kernel and context.rules is not None and self.name not in context.rules.fusions:
-            return Change(summary="not run: the runtime has no such kernel")
+        if self.kernel and context.rules is not None and self.kernel not in context.rules.fusions:
+            return Change(summary=f"not run: the runtime has no kernel {self.kernel}")
         change = rewrite(model, self.patterns, context)
         change.summary = f"{len(change.rewrites)} fused" if change.rewrites else "none"
         return change

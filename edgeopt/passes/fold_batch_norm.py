@@ -115,9 +115,12 @@ def _affine(norm: ir.Node) -> tuple[np.ndarray, np.ndarray] | NoMatch:
     if len(parameters) < 4 or any(item is None for item in parameters):
         return NoMatch("its parameters are computed")
     gamma, beta, mean, variance = (np.asarray(item, np.float64) for item in parameters)
-    scale = gamma / np.sqrt(variance + norm.attributes.get_float("epsilon", 1e-5))
+    spread = variance + norm.attributes.get_float("epsilon", 1e-5)
+    if not (spread > 0).all():
+        return NoMatch("a variance is zero or negative")
+    scale = gamma / np.sqrt(spread)
     if not np.isfinite(scale).all():
-        return NoMatch("a variance is zero or negative, or a parameter is not finite")
+        return NoMatch("a parameter is not finite")
     return scale, beta - mean * scale
 
 

@@ -57,4 +57,3 @@ class FuseClip(Fusion):
 
     name: ClassVar[str] = "fuse-clip"
     patterns = (drop, merge)
-    needs_kernel = False

@@ -74,4 +74,5 @@ class FuseGelu(Fusion):
     """Fuse the primitives of GELU into Gelu (opset 20)."""
 
     name: ClassVar[str] = "fuse-gelu"
+    kernel = "gelu"
     patterns = (fuse_erf, fuse_tanh)

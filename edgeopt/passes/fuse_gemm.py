@@ -41,4 +41,5 @@ class FuseGemm(Fusion):
     """Fuse MatMul and the bias added to it into Gemm, where both operands are matrices."""
 
     name: ClassVar[str] = "fuse-gemm"
+    kernel = "matmul-add"
     patterns = (fuse_bias,)

@@ -86,4 +86,5 @@ class FuseHardSwish(Fusion):
     """Fuse the primitives of HardSwish, HardSigmoid (opset 14) and Mish (opset 18)."""
 
     name: ClassVar[str] = "fuse-hard-swish"
+    kernel = "hard-swish"
     patterns = (fuse_hard_swish, fuse_gate, fuse_hard_sigmoid, fuse_mish)

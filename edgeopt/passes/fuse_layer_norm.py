@@ -128,4 +128,5 @@ class FuseLayerNorm(Fusion):
     """Fuse the primitives of layer normalization into LayerNormalization (opset 17)."""
 
     name: ClassVar[str] = "fuse-layer-norm"
+    kernel = "layer-norm"
     patterns = (fuse,)

@@ -103,4 +103,3 @@ class FusePad(Fusion):
 
     name: ClassVar[str] = "fuse-pad"
     patterns = (pad_into_conv, pad_into_average_pool)
-    needs_kernel = False

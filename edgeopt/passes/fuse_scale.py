@@ -65,4 +65,3 @@ class FuseScale(Fusion):
 
     name: ClassVar[str] = "fuse-scale"
     patterns = (fold_into_producer,)
-    needs_kernel = False

@@ -54,7 +54,7 @@ def merge_casts(first: ir.Node, second: ir.Node) -> Result:
 @rule("Reshape|Flatten|Expand|Squeeze|Unsqueeze", name="reshape to the same shape", shared=True)
 def drop_reshape(reshape: ir.Node) -> Result:
     """The value has the shape already."""
-    return reshape.inputs[0] if _same_shape(reshape) else None
+    return reshape.inputs[0] if _same_shape(reshape) or _asks_for_same(reshape) else None
 
 
 @rule("Reshape|Flatten|Squeeze|Unsqueeze -> Reshape|Flatten|Squeeze|Unsqueeze", name="reshapes", shared=True)
@@ -97,7 +97,7 @@ def drop_slice(cut: ir.Node) -> Result:
         steps = integers(cut.inputs[4])
         if steps is None or any(step != 1 for step in steps):
             return None
-    return cut.inputs[0] if _same_shape(cut) else None
+    return cut.inputs[0] if _same_shape(cut) or _takes_all(cut) else None
 
 
 @rule("Pad", shared=True)
@@ -210,6 +210,38 @@ def _holds(wide: ir.DataType, narrow: ir.DataType) -> bool:
 def _same_shape(item: ir.Node) -> bool:
     before, after = dims(item.inputs[0]), dims(item.outputs[0])
     return before is not None and before == after and None not in before
+
+
+def _asks_for_same(reshape: ir.Node) -> bool:
+    """Whether every size that a Reshape asks for is the one there is, so that a -1 is too."""
+    given = dims(reshape.inputs[0])
+    if reshape.op_type != "Reshape" or opset(reshape) < 5 or reshape.attributes.get_int("allowzero", 0) != 0:
+        return False
+    wanted = known(reshape.inputs[1])
+    if given is None or wanted is None or wanted.shape != (len(given),) or list(wanted).count(-1) > 1:
+        return False
+    pairs = zip(wanted, given, strict=True)
+    return all(size in (0, -1) or (size is not None and size == there) for size, there in pairs)
+
+
+def _takes_all(cut: ir.Node) -> bool:
+    """Whether a Slice by steps of 1 goes from the first to past the last element of every axis."""
+    given = dims(cut.inputs[0])
+    if given is None or len(cut.inputs) < 3:
+        return False
+    starts, ends = known(cut.inputs[1]), known(cut.inputs[2])
+    if starts is None or ends is None or starts.ndim != 1 or any(start != 0 for start in starts):
+        return False
+    axes: list[int] | None = list(range(len(starts)))
+    if len(cut.inputs) > 3 and cut.inputs[3] is not None:
+        axes = integers(cut.inputs[3])
+    return axes is not None and all(_is_end(end, given[axis]) for end, axis in zip(ends, axes, strict=True))
+
+
+def _is_end(end: object, size: int | str | None) -> bool:
+    if isinstance(end, int):
+        return end >= 2**31 - 1 or (isinstance(size, int) and end >= size)
+    return end is not None and end == size
 
 
 def _order(transpose: ir.Node) -> Sequence[int] | None:

@@ -1,12 +1,11 @@
 """Exact passes only: the same numbers from a smaller graph, for any runtime.
 
-    model = edgeopt.optimize("model.onnx")            # an onnx.ModelProto
-    model = edgeopt.optimize(proto, verify="full")
+model = edgeopt.optimize("model.onnx")            # an onnx.ModelProto
+model = edgeopt.optimize(proto, verify="full")
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import onnx_ir as ir
 from edgeopt import passes
 from edgeopt.errors import ModelError, UserError
 from edgeopt.graph.change import Change
-from edgeopt.load.onnx import load
+from edgeopt.load import load
 from edgeopt.passes.base import Context, Pass, Verify
 
 EXACT = (
@@ -37,7 +36,7 @@ LARGEST_PROTO = 2**31 - 1
 
 
 def optimize(
-    model: str | os.PathLike[str] | onnx.ModelProto | ir.Model,
+    model: str | Path | onnx.ModelProto | ir.Model,
     *,
     steps: Sequence[str] = EXACT,
     opset: int | None = None,
@@ -61,7 +60,7 @@ def optimize(
         ModelError: The model cannot be loaded, or is too large for one proto.
         UserError: A pass is unknown or not exact.
     """
-    result, _ = optimized(read(model), steps=steps, opset=opset, verify=verify, seed=seed)
+    result, _ = optimized(load(model), steps=steps, opset=opset, verify=verify, seed=seed)
     size = sum(
         value.const_value.nbytes
         for graph in result.graphs()
@@ -75,15 +74,6 @@ def optimize(
         )
     proto: onnx.ModelProto = ir.to_proto(result)
     return proto
-
-
-def read(model: str | os.PathLike[str] | onnx.ModelProto | ir.Model) -> ir.Model:
-    """Loads a model from a file, or takes a copy of one in memory that shares its weights."""
-    if isinstance(model, ir.Model):
-        return model.clone()
-    if isinstance(model, onnx.ModelProto):
-        return ir.from_proto(model)
-    return load(Path(model))
 
 
 def exact_passes(names: Sequence[str], opset: int | None = None) -> list[Pass]:
