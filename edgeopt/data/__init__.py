@@ -12,6 +12,16 @@ from __future__ import annotations
 from edgeopt.data.evaluation import Evaluation
 from edgeopt.data.opening import Data, open_data
 from edgeopt.data.samples import Call, DataSamples
+from edgeopt.data.seeded import SeededSamples
 from edgeopt.data.spec import DataSpec, SourceSpec
 
-__all__ = ["Call", "Data", "DataSamples", "DataSpec", "Evaluation", "SourceSpec", "open_data"]
+__all__ = [
+    "Call",
+    "Data",
+    "DataSamples",
+    "DataSpec",
+    "Evaluation",
+    "SeededSamples",
+    "SourceSpec",
+    "open_data",
+]
