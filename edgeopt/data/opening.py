@@ -200,7 +200,7 @@ class _Opener:
         labelled = len(labels) == len(indices)
         if self.metric is not None:
             if labelled:
-                self.metric.check_labels(labels, self.classes, where)
+                self.metric.check_labels(dict(zip(indices, labels, strict=True)), self.classes, where)
             elif part == "evaluate" and self.metric.needs_labels:
                 raise DataError(
                     f"the metric {self.metric.name} needs labels, and the data have none",

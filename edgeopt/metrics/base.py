@@ -57,11 +57,11 @@ class Metric(ABC):
         """Turns the records of all samples into the metric; the mean by default."""
         return float(np.mean(np.asarray(records, np.float64)))
 
-    def check_labels(self, labels: Sequence[Any], classes: int | None, where: str) -> None:
+    def check_labels(self, labels: Mapping[int, Any], classes: int | None, where: str) -> None:
         """Checks the labels of one part of the data.
 
         Args:
-            labels: One label a sample.
+            labels: The samples' labels, by their number in the source.
             classes: The number of classes of the model's output, where it is known.
             where: The part, for the error.
 

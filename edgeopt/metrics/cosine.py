@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ class Cosine(Metric):
         norm = float(np.linalg.norm(output) * np.linalg.norm(label))
         return 0.0 if norm == 0 else float(np.vdot(output, label)) / norm
 
-    def check_labels(self, labels: Sequence[Any], classes: int | None, where: str) -> None:
+    def check_labels(self, labels: Mapping[int, Any], classes: int | None, where: str) -> None:
         """Checks that labels are numbers."""
         check_numbers(labels, self.name, where)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ class MeanAbsoluteError(Metric):
         output, label = aligned(self.select(outputs), sample["label"], self.name)
         return float(np.mean(np.abs(output - label)))
 
-    def check_labels(self, labels: Sequence[Any], classes: int | None, where: str) -> None:
+    def check_labels(self, labels: Mapping[int, Any], classes: int | None, where: str) -> None:
         """Checks that labels are numbers."""
         check_numbers(labels, self.name, where)
 
@@ -43,13 +43,13 @@ def aligned(output: np.ndarray, label: Any, metric: str) -> tuple[np.ndarray, np
     return first, second
 
 
-def check_numbers(labels: Sequence[Any], metric: str, where: str) -> None:
+def check_numbers(labels: Mapping[int, Any], metric: str, where: str) -> None:
     """Checks that labels are finite numbers.
 
     Raises:
         DataError: One is not.
     """
-    for index, label in enumerate(labels):
+    for index, label in labels.items():
         value = np.asarray(label)
         if value.dtype.kind not in "biuf":
             raise DataError(

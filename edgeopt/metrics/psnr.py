@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,7 @@ class Psnr(Metric):
         error = float(np.mean(np.square(output - label))) / (peak * peak)
         return LIMIT if error == 0 else min(LIMIT, -10 * math.log10(error))
 
-    def check_labels(self, labels: Sequence[Any], classes: int | None, where: str) -> None:
+    def check_labels(self, labels: Mapping[int, Any], classes: int | None, where: str) -> None:
         """Checks that labels are numbers."""
         check_numbers(labels, self.name, where)
 

@@ -37,7 +37,7 @@ class Spearman(Metric):
             return 0.0
         return float(np.mean((first - first.mean()) * (second - second.mean()))) / spread
 
-    def check_labels(self, labels: Sequence[Any], classes: int | None, where: str) -> None:
+    def check_labels(self, labels: Mapping[int, Any], classes: int | None, where: str) -> None:
         """Checks that labels are numbers."""
         check_numbers(labels, self.name, where)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -45,9 +45,9 @@ class TopK(Metric):
         better = int(np.sum(scores > score)) + int(np.sum(scores[:label] == score))
         return float(better < self.k)
 
-    def check_labels(self, labels: Sequence[Any], classes: int | None, where: str) -> None:
+    def check_labels(self, labels: Mapping[int, Any], classes: int | None, where: str) -> None:
         """Checks that every label is the index of a class."""
-        for index, label in enumerate(labels):
+        for index, label in labels.items():
             value = np.asarray(label)
             whole = value.size == 1 and value.dtype.kind in "biuf" and float(value.item()).is_integer()
             if not whole:

@@ -1,0 +1,222 @@
+"""``edgeopt bench``: latency and memory, measured or predicted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from edgeopt.evidence import Evidence
+    from edgeopt.session import Session
+
+
+@click.command()
+@click.argument("model")
+@click.option("--on", "where", default="host", show_default=True, help="host or predict.")
+@click.option("--device", "-d", help="For predict: a name of `edgeopt devices list`, or a profile's path.")
+@click.option("--against", metavar="OTHER", help="A model or artifact to compare with, interleaved.")
+@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Threads.")
+@click.option("--runs", type=click.IntRange(min=5), help="Timed calls; by default about five seconds' worth.")
+@click.option("--shape", "shapes", multiple=True, metavar="NAME=1,3,224,224", help="Fix an input's shape.")
+@click.option("--seed", default=0, show_default=True, help="The seed of inputs, order and bootstrap.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def command(**options: Any) -> int:
+    """Measure the latency and memory of MODEL, an .onnx file or an artifact's folder.
+
+    On the host it is warmed up until steady and interleaved with OTHER in random order; OTHER against
+    itself gives the noise floor. Host figures never judge a device: for that, predict.
+    """
+    from edgeopt.cli.display import write_json
+    from edgeopt.errors import UserError
+
+    if options["where"] == "predict":
+        body = _predict(options)
+    elif options["where"] == "host":
+        body = _host(options)
+    else:
+        raise UserError(f"there is no runner {options['where']!r} yet", hint="--on host or --on predict")
+    if options["as_json"]:
+        write_json({key: value for key, value in body.items() if not key.startswith("_")})
+    else:
+        _print(body)
+    return 0
+
+
+def _host(options: dict[str, Any]) -> dict[str, Any]:
+    from edgeopt import benchmark
+    from edgeopt.cli.display import Terminal
+    from edgeopt.data import SeededSamples
+    from edgeopt.errors import UserError
+    from edgeopt.runners.host import architecture, open_sessions
+
+    threads, shapes = options["threads"], _shapes(options["shapes"])
+    named = {"model": options["model"]}
+    if options["against"]:
+        named["against"] = options["against"]
+    opened = {key: open_sessions(path, threads=threads) for key, path in named.items()}
+    parts = list(opened["model"])
+    if any(list(sessions) != parts for sessions in opened.values()):
+        raise UserError("the two have different parts and cannot be compared", where=", ".join(parts))
+    unknown = set(shapes) - {spec.name for part in opened["model"].values() for spec in part.inputs}
+    body: dict[str, Any] = {"where": "host", "note": "host, not device", "parts": {}, "notes": []}
+    for part in parts:
+        first = opened["model"][part]
+        own = {spec.name for spec in first.inputs} | unknown
+        samples = SeededSamples(
+            first.inputs, 1, options["seed"], {name: shapes[name] for name in shapes if name in own}
+        )
+        feeds = next(samples.feeds())
+        calls = {key: _call(sessions[part], feeds) for key, sessions in opened.items()}
+        result = benchmark.measure(
+            calls,
+            "against" if "against" in calls else None,
+            runs=options["runs"],
+            seed=options["seed"],
+            progress=Terminal().show_progress,
+        )
+        conditions = {
+            "threads": threads,
+            "batch": 1,
+            "shapes": {name: list(shape) for name, shape in samples.shapes.items()},
+            "host": architecture(),
+        }
+        entry: dict[str, Any] = {
+            key: benchmark.latency(
+                timing,
+                where="host",
+                runtime=getattr(opened[key][part], "runtime", ""),
+                conditions=conditions,
+            ).to_json()
+            for key, timing in result.timings.items()
+        }
+        if "model" in result.comparisons:
+            compared = result.comparisons["model"]
+            entry |= {
+                "ratio": compared.ratio,
+                "interval": compared.interval,
+                "noise": result.noise,
+                "verdict": compared.verdict,
+            }
+        body["parts"][part] = entry
+        body["notes"] += result.notes
+    body["memory"] = {}
+    for key, path in named.items():
+        found = benchmark.footprint(Path(path), threads=threads, shapes=shapes)
+        body["memory"][key] = benchmark.peak_memory(
+            found,
+            where="host",
+            runtime=getattr(opened[key][parts[0]], "runtime", ""),
+            conditions={"threads": threads},
+        ).to_json()
+    body["_named"] = named
+    return body
+
+
+def _predict(options: dict[str, Any]) -> dict[str, Any]:
+    import importlib
+
+    from edgeopt.errors import ModelError, UserError
+    from edgeopt.load import load
+    from edgeopt.platform import load_platform
+
+    if not options["device"]:
+        raise UserError("a prediction needs a device", hint="--device raspberry-pi-4")
+    platform = load_platform(options["device"])
+    predict = importlib.import_module("edgeopt.predict")
+    shapes = _shapes(options["shapes"])
+    body: dict[str, Any] = {"where": platform.device.name, "parts": {"model": {}}, "notes": []}
+    for key in ("model", "against"):
+        if not options[key]:
+            continue
+        path = Path(options[key])
+        if path.is_dir():
+            raise ModelError(
+                "a prediction reads the model, not the artifact's folder",
+                hint=f"edgeopt bench {path / 'model.onnx'} --on predict --device {options['device']}",
+            )
+        evidence: Evidence = predict.predict(
+            load(path, shapes=shapes or None), platform, threads=options["threads"]
+        )
+        body["parts"]["model"][key] = evidence.to_json()
+    body["_named"] = {key: options[key] for key in ("model", "against") if options[key]}
+    return body
+
+
+def _call(session: Session, feeds: Mapping[str, np.ndarray]) -> Callable[[], Any]:
+    return lambda: session.run(feeds)
+
+
+def _shapes(texts: tuple[str, ...]) -> dict[str, list[int]]:
+    """Reads ``NAME=1,3,224,224``."""
+    from edgeopt.errors import UserError
+
+    shapes = {}
+    for text in texts:
+        name, _, sizes = text.rpartition("=")
+        try:
+            shapes[name] = [int(size) for size in sizes.split(",")]
+        except ValueError:
+            raise UserError(f"{text!r} is no shape", hint="--shape NAME=1,3,224,224") from None
+    return shapes
+
+
+def _print(body: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    from edgeopt import units
+    from edgeopt.cli.display import console
+
+    out = console()
+    measured = "note" in body
+    title = body["note"] if measured else f"predicted for {body['where']}"
+    columns = (
+        ("latency", "p50", "p90", "p99", "95 % interval", "runs")
+        if measured
+        else (
+            "latency",
+            "median",
+            "95 % interval",
+        )
+    )
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim", title_justify="left")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
+    several = len(body["parts"]) > 1
+    for part, entry in body["parts"].items():
+        for key, name in body["_named"].items():
+            found = entry[key]
+            lower, upper = found["interval"] or (found["value"], found["value"])
+            row = [f"{name} {part}" if several else name]
+            if measured:
+                row += [units.format_time(found["detail"][rank]) for rank in ("p50", "p90", "p99")]
+            else:
+                row.append(units.format_time(found["value"]))
+            row.append(f"{units.format_time(lower)} to {units.format_time(upper)}")
+            if measured:
+                row.append(str(found["n"]))
+            table.add_row(*row)
+    out.print(title, style="bold")
+    out.print(table)
+    for part, entry in body["parts"].items():
+        if "verdict" in entry:
+            lower, upper = entry["interval"]
+            label = f"{part}: " if several else ""
+            out.print(
+                f"{label}{entry['verdict']}: {entry['ratio']:.3f} of the time "
+                f"({lower:.3f} to {upper:.3f}), noise floor {100 * entry['noise']:.1f} %"
+            )
+    for key, found in body.get("memory", {}).items():
+        detail = found["detail"]
+        out.print(
+            f"{body['_named'][key]}: peak memory {units.format_size(found['value'])} of a fresh process "
+            f"({units.format_size(detail['before_load'])} before loading), load "
+            f"{units.format_time(detail['load_time'])}, first call {units.format_time(detail['first_call'])}"
+        )
+    stderr = console(stderr=True)
+    for note in body["notes"]:
+        stderr.print(note, style="yellow")

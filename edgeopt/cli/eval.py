@@ -1,0 +1,154 @@
+"""``edgeopt eval``: the accuracy of an artifact or model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from edgeopt.data import DataSpec
+    from edgeopt.evaluate import Judgement
+    from edgeopt.evidence import Evidence
+
+
+@click.command()
+@click.argument("model")
+@click.option(
+    "--data",
+    required=True,
+    help="A folder with evaluation.npz, one file, module:function, or a recipe's YAML with its data.",
+)
+@click.option("--metric", help="top1, top5, mae, psnr, cosine, spearman, or module:function.")
+@click.option("--harness", help="module:function that runs the model where one call is not enough.")
+@click.option("--against", metavar="MODEL", help="The model or artifact to compare with: the float original.")
+@click.option("--limit", type=click.IntRange(min=1), help="Use so many samples only, evenly spread.")
+@click.option("--batch", type=click.IntRange(min=1), default=16, show_default=True, help="Samples a call.")
+@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Threads.")
+@click.option("--on", "where", default="host", show_default=True, help="Where it runs: host.")
+@click.option("--seed", default=0, show_default=True, help="The seed of the bootstrap.")
+@click.option("--no-code", is_flag=True, help="Refuse data, metrics and harnesses that are code.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def command(**options: Any) -> int:
+    """Measure the accuracy of MODEL, an .onnx file or an artifact's folder, with its 95 % interval.
+
+    With --against the drop is paired: both see the same samples. Fidelity stands beside it.
+    """
+    from edgeopt.cli.display import Terminal, console, write_json
+    from edgeopt.data import open_data
+    from edgeopt.errors import DataError, UserError
+    from edgeopt.evaluate import judge
+    from edgeopt.harness import SINGLE, Harness
+    from edgeopt.metrics import find
+    from edgeopt.runners.host import open_sessions
+
+    if options["where"] != "host":
+        raise UserError(f"accuracy cannot be measured on {options['where']!r} yet", hint="--on host")
+    code = not options["no_code"]
+    spec, base = _spec(options)
+    sessions = open_sessions(options["model"], threads=options["threads"])
+    against = open_sessions(options["against"], threads=options["threads"]) if options["against"] else None
+    metric = find(spec.metric, base=base, code=code) if spec.metric else None
+    if metric is None and against is None:
+        raise UserError(
+            "there is nothing to measure: no metric and no model to compare with",
+            hint="--metric top1, or --against MODEL for fidelity",
+        )
+    harness = Harness.load(spec.harness, base=base, code=code) if spec.harness else None
+    single = sessions.get(SINGLE)
+    bound = harness is None and single is not None
+    data = open_data(
+        spec,
+        single.inputs if bound and single is not None else None,
+        metric,
+        outputs=single.outputs if bound and single is not None else (),
+        base=base,
+        code=code,
+    )
+    if data.evaluate is None:
+        raise DataError("the data have no part to evaluate on", hint="evaluation.npz, or evaluate: in YAML")
+    found = judge(
+        against,
+        sessions,
+        data.evaluate,
+        metric,
+        harness=harness,
+        limit=options["limit"],
+        batch=options["batch"],
+        progress=Terminal().show_progress,
+        digest=_digest(Path(options["model"])),
+        seed=options["seed"],
+    )
+    notes = [*data.notes, *found.notes]
+    for opened in (sessions, against or {}):
+        for session in opened.values():
+            session.close()
+    if options["as_json"]:
+        write_json({**found.to_json(), "notes": notes})
+        return 0
+    console().print(_screen(found, options["model"], options["against"]))
+    stderr = console(stderr=True)
+    for note in notes:
+        stderr.print(note, style="yellow" if note.startswith("warning") else "dim")
+    return 0
+
+
+def _spec(options: dict[str, Any]) -> tuple[DataSpec, Path]:
+    """What is said about the data, and the folder that relative paths start from."""
+    from edgeopt import schema
+    from edgeopt.data import DataSpec
+    from edgeopt.errors import DataError
+
+    base = Path()
+    if options["data"].endswith((".yaml", ".yml")):
+        path = Path(options["data"])
+        content = schema.load(path, DataError)
+        if isinstance(content, dict) and "data" in content:
+            content = content["data"]
+        if isinstance(content, str):
+            content = {"path": content}
+        spec, base = schema.validate(content, DataSpec, DataError, path), path.parent
+    else:
+        spec = DataSpec(path=options["data"])
+    given = {key: options[key] for key in ("metric", "harness") if options[key]}
+    return spec.model_copy(update=given), base
+
+
+def _digest(path: Path) -> str:
+    """SHA-256 of a model's file or of an artifact's manifest."""
+    import hashlib
+
+    file = path / "manifest.json" if path.is_dir() else path
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _screen(found: Judgement, model: str, against: str | None) -> RenderableType:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for name in ("", "value", "95 % interval", "samples", ""):
+        table.add_column(name, justify="left" if name in ("", "95 % interval") else "right", overflow="fold")
+    rows: list[tuple[str, Evidence | None, str]] = [
+        (found.artifact.quantity if found.artifact else "", found.artifact, model),
+        (found.original.quantity if found.original else "", found.original, against or ""),
+        ("drop", found.drop, "paired"),
+        ("fidelity", found.fidelity, "signal-to-noise of the outputs"),
+        ("agreement", found.agreement, "same class named"),
+    ]
+    for name, evidence, remark in rows:
+        if evidence is None:
+            continue
+        interval = ""
+        if evidence.interval is not None:
+            interval = " to ".join(_number(side, evidence.unit) for side in evidence.interval)
+        value = f"{_number(evidence.value, evidence.unit)} {evidence.unit}".rstrip()
+        table.add_row(name, value, interval, str(evidence.n), remark)
+    return table
+
+
+def _number(value: float, unit: str) -> str:
+    return f"{value:.4f}" if unit == "" else f"{value:.2f}"
