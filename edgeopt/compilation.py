@@ -252,6 +252,7 @@ class Corridor:
         state, change, seconds, cached = stepper.computed(part.state, "raise-opset", [opset.TARGET], _raise)
         part.state = state
         self.note(part, change)
+        self.precisions[part.name] = "float32"
         checked = False
         for options in self.job.steps if self.job.steps is not None else default_steps():
             if options.stage != "structure" and not checked:
@@ -259,9 +260,8 @@ class Corridor:
                 checked = True
             for step in stepper.run(part.state, options):
                 part.state = step.state
-                self.precisions.setdefault(part.name, "float32")
-                if "precision" in step.change.details:
-                    self.precisions[part.name] = str(step.change.details["precision"])
+                if "scheme" in step.change.details:
+                    self.precisions[part.name] = str(step.change.details["scheme"])
                 self.note(part, step.change)
                 exact = step.options.keeps == "exact"
                 self.record(part, step.options, step.change, step.cpu_seconds, step.cached, exact)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,11 @@ class StepRecord:
     cpu_seconds: float
     cached: bool
     figures: Mapping[str, Evidence]
+
+    @property
+    def idle(self) -> bool:
+        """Whether the step found nothing to do."""
+        return self.change.summary in ("", "none") and not self.change.rewrites
 
     def to_json(self) -> dict[str, Any]:
         """Returns the record as plain JSON data."""
@@ -80,7 +85,6 @@ class Outcome:
     notes: Sequence[str] = ()
     cpu_seconds: float = 0.0
     strict: bool = False
-    details: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def exit_code(self) -> int:

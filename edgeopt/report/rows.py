@@ -61,15 +61,17 @@ def number(amount: float, unit: str, *, bare: bool = False) -> str:
 
 
 def ledger_rows(outcome: Outcome) -> list[Row]:
-    """One row a step: what it did, what the model was worth after it, and what it cost."""
+    """One row a step that did something: what, what the model was worth after it, and what it cost."""
     several = len({step.part for step in outcome.ledger}) > 1
     rows = []
     for step in outcome.ledger:
+        if step.idle:
+            continue
         name = f"{step.part}: {step.name}" if several else step.name
         figures = [value(step.figures.get(quantity)) for quantity in SHOWN]
         fidelity = value(step.figures.get("fidelity"))
         seconds = "stored" if step.cached else f"{step.cpu_seconds:.1f} s"
-        rows.append(Row((name, step.change.summary or "nothing to do", *figures, fidelity, seconds)))
+        rows.append(Row((name, step.change.summary, *figures, fidelity, seconds)))
     return rows
 
 
@@ -109,6 +111,8 @@ def figure_rows(outcome: Outcome) -> list[Row]:
 def sentences(outcome: Outcome) -> list[str]:
     """What must be said below the figures: how they came about, and the notes of all steps."""
     found = []
+    if idle := list(dict.fromkeys(step.name for step in outcome.ledger if step.idle)):
+        found.append(f"nothing to do for {', '.join(idle)}")
     latency = outcome.after.get("latency")
     if latency is not None and latency.how == "predicted":
         spread = ""

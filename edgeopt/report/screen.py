@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rich.console import Group, RenderableType
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -16,10 +17,10 @@ def screen(outcome: Outcome) -> RenderableType:
     """Lays the outcome out for a console of 100 columns."""
     title = Text.assemble((outcome.name, "bold"), f" on {outcome.device}, {outcome.target}")
     parts: list[RenderableType] = [title, _ledger(outcome), _figures(outcome)]
-    parts += [Text(f"  {sentence}", style="dim") for sentence in rows.sentences(outcome)]
+    parts += [Padding(Text(sentence, style="dim"), (0, 0, 0, 2)) for sentence in rows.sentences(outcome)]
     colour = "bold green" if outcome.exit_code == 0 else "bold red"
     parts.append(Text.assemble((rows.conclusion(outcome), colour), f": {outcome.path}"))
-    parts += [Text(f"  try: {move}") for move in rows.advice(outcome)]
+    parts += [Padding(Text(f"try: {move}"), (0, 0, 0, 2)) for move in rows.advice(outcome)]
     return Group(*parts)
 
 
