@@ -72,7 +72,10 @@ def _ratio(name: str, sessions: dict[str, Session]) -> list[float]:
         feeds = next(SeededSamples(original.inputs, 1, 0, shapes).feeds())
         calls = {"original": original, "artifact": sessions[part]}
         result = benchmark.measure(
-            {key: (lambda session=session: session.run(feeds)) for key, session in calls.items()},  # type: ignore[misc]
+            {
+                key: (lambda session=session, feeds=feeds: session.run(feeds))
+                for key, session in calls.items()
+            },  # type: ignore[misc]
             "original",
             seconds=3,
         )
