@@ -127,7 +127,6 @@ def _model(reads: list[list[int]], sizes: list[int]) -> ir.Model:
 def _peak(order: object, reads: list[list[int]], sizes: list[int]) -> int:
     """The definition, taken literally: at every step, the sizes of all values that exist."""
     order = list(order)  # type: ignore[call-overload]
-    last = {value: None for value in range(len(sizes))}
     peak = 0
     made = {0}
     for position, node in enumerate(order):
@@ -136,7 +135,6 @@ def _peak(order: object, reads: list[list[int]], sizes: list[int]) -> int:
         final = {value for value in range(1, len(sizes)) if not any(value in r for r in reads)}
         alive = {value for value in made if value in later or value in final or value == node + 1}
         peak = max(peak, sum(sizes[value] for value in alive))
-    del last
     return peak
 
 
