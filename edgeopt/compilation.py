@@ -31,7 +31,7 @@ from edgeopt.graph.execute import Executor
 from edgeopt.graph.names import name_nodes, original_names
 from edgeopt.harness import Harness, record_calls
 from edgeopt.job import Job, describe, make_steps, structure_passes
-from edgeopt.load import load
+from edgeopt.load import load, refuse_unknown_operators
 from edgeopt.outcome import Outcome, StepRecord
 from edgeopt.passes.base import Facets, Options, Samples
 from edgeopt.platform import Device
@@ -163,11 +163,13 @@ class Corridor:
                 shapes=source.shapes or None,
                 example=source.example,
                 allow_code=self.job.allow_code,
+                base=self.job.base,
             )
             spec = self.job.data
             if spec is not None and spec.preprocess is not None and spec.preprocess.fold:
                 model = preprocess.fold(model, spec.preprocess)
             name_nodes(model)
+            refuse_unknown_operators(model)
             found = model_digest(model, self.store)
             self.parts[name] = Part(name, model, found, State(found, self.store, model))
 

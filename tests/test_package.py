@@ -53,6 +53,20 @@ def test_the_module_runs_as_a_program() -> None:
     assert edgeopt.__version__ in done.stdout
 
 
+def test_the_public_names_are_these_and_no_others() -> None:
+    assert set(edgeopt.__all__) - {"optimize"} == {
+        "EdgeoptError",
+        "Outcome",
+        "__version__",
+        "compile",
+        "open_artifact",
+    }
+    for name in edgeopt.__all__:
+        assert getattr(edgeopt, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'compyle'"):
+        _ = edgeopt.compyle  # type: ignore[attr-defined]
+
+
 # ---- the built-in example
 
 

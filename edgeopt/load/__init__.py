@@ -22,10 +22,10 @@ import onnx_ir as ir
 from edgeopt import user_code
 from edgeopt.errors import ModelError, UserError
 from edgeopt.load.checks import check
-from edgeopt.load.operators import UnknownOperator, unknown_operators
+from edgeopt.load.operators import UnknownOperator, refuse_unknown_operators, unknown_operators
 from edgeopt.load.shapes import Shapes, fix_shapes
 
-__all__ = ["Shapes", "UnknownOperator", "fix_shapes", "load", "unknown_operators"]
+__all__ = ["Shapes", "UnknownOperator", "fix_shapes", "load", "refuse_unknown_operators", "unknown_operators"]
 
 
 def load(

@@ -12,6 +12,8 @@ from functools import cache
 import onnx.defs
 import onnx_ir as ir
 
+from edgeopt.errors import ModelError
+
 
 @dataclass(frozen=True, slots=True)
 class UnknownOperator:
@@ -48,6 +50,17 @@ def unknown_operators(model: ir.Model) -> list[UnknownOperator]:
             name = node.name or next((out.name for out in node.outputs if out.name), "") or ""
             found.append(UnknownOperator(name, node.op_type, domain, opset, reason))
     return found
+
+
+def refuse_unknown_operators(model: ir.Model) -> None:
+    """Refuses a model that no runtime can run, naming the first such node.
+
+    Raises:
+        ModelError: There is one.
+    """
+    if unknown := unknown_operators(model):
+        more = f"{len(unknown) - 1} more: {', '.join(item.node for item in unknown[1:6])}"
+        raise ModelError(str(unknown[0]), where=more if len(unknown) > 1 else None)
 
 
 def _nodes(model: ir.Model) -> Iterator[tuple[ir.Node, dict[str, int]]]:
