@@ -22,6 +22,7 @@ from edgeopt.session import Session, TensorSpec
 from edgeopt.targets.base import Adapter, Emitted, ModelFile, Problem, Target, refuse
 from edgeopt.targets.tflite.constants import make_static, parse_shapes, refresh
 from edgeopt.targets.tflite.flatbuffer import write
+from edgeopt.targets.tflite.integers import lower_integers
 from edgeopt.targets.tflite.legalize import legalize
 from edgeopt.targets.tflite.lower import lower
 from edgeopt.targets.tflite.session import TfliteSession
@@ -88,6 +89,8 @@ class Tflite(Target):
         name_nodes(prepared)
         make_static(prepared, parse_shapes(self.shape))
         change = legalize(prepared)
+        refresh(prepared)
+        change += lower_integers(prepared)
         refresh(prepared)
         change.summary = f"{len(change.rewrites)} nodes rewritten for TFLite"
         return prepared, change

@@ -15,7 +15,7 @@ import onnx_ir as ir
 from edgeopt.graph.change import Change, Rewrite
 from edgeopt.graph.layout import shape_of
 from edgeopt.graph.names import carry_names, original_names
-from edgeopt.targets.tflite.steps import attribute, constant, plain
+from edgeopt.targets.tflite.steps import Parameters, attribute, constant, only_reader, plain, quantized
 
 Legalization = Callable[["Splice", ir.Node], bool]
 RULES: dict[str, list[Legalization]] = {}
@@ -83,6 +83,16 @@ class Splice:
         """Makes a Reshape to a known shape."""
         return self.op("Reshape", value, np.array(shape, np.int64), shape=shape)
 
+    def grid(self, value: ir.Value, params: Parameters) -> ir.Value:
+        """Quantizes and dequantizes a value whose range is known from its formula."""
+        scale, zero = np.array(params.scale, np.float32), np.array(params.zero_point, params.dtype)
+        shape = shape_of(value)
+        integers = self.op("QuantizeLinear", value, scale, zero, shape=shape)
+        integers.type = ir.TensorType(ir.DataType.from_numpy(zero.dtype))
+        real = self.op("DequantizeLinear", integers, scale, zero, shape=shape)
+        real.type = value.type
+        return real
+
     def replace(self, *results: ir.Value) -> bool:
         """Puts the nodes made into the node's place; its outputs are those values from here on."""
         self.graph.insert_before(self.node, self.made)
@@ -112,12 +122,6 @@ def legalize(model: ir.Model) -> Change:
         if len(change.rewrites) == before:
             break
     return change
-
-
-def only_reader(value: ir.Value) -> ir.Node | None:
-    """The one node that reads a value, if there is just one and it is no graph output."""
-    uses = list(value.uses())
-    return uses[0].node if len(uses) == 1 and not value.is_graph_output() else None
 
 
 # ---- normalization
@@ -382,6 +386,8 @@ def spell_hard_sigmoid(splice: Splice, node: ir.Node) -> bool:
         clipped = splice.op(
             "Clip", shifted, np.array(0, np.float32), np.array(6, np.float32), shape=shape_of(source)
         )
+        if quantized(source) is not None:
+            clipped = splice.grid(clipped, Parameters("int8", 6 / 255, -128))
         return splice.replace(splice.op("Mul", clipped, np.array(1 / 6, np.float32)))
     line = splice.op("Mul", source, np.array(alpha, np.float32), shape=shape_of(source))
     line = splice.op("Add", line, np.array(beta, np.float32), shape=shape_of(source))
@@ -438,7 +444,10 @@ def _softsign(splice: Splice, node: ir.Node, x: ir.Value) -> ir.Value:
 def _swish(splice: Splice, node: ir.Node, x: ir.Value) -> ir.Value:
     alpha, shape = attribute(node, "alpha", 1.0), shape_of(x)
     line = x if alpha == 1.0 else splice.op("Mul", x, _number(alpha), shape=shape)
-    return splice.op("Mul", x, splice.op("Sigmoid", line, shape=shape))
+    gate = splice.op("Sigmoid", line, shape=shape)
+    if quantized(x) is not None and line is x:
+        gate = splice.grid(gate, Parameters("int8", 1 / 256, -128))
+    return splice.op("Mul", x, gate)
 
 
 def _exponential(splice: Splice, x: ir.Value, alpha: float, gamma: float, inner: float) -> ir.Value:

@@ -307,7 +307,8 @@ def _sorted(result: Plan) -> list[Step]:
     return list(order.values())
 
 
-def _only_reader(value: ir.Value) -> ir.Node | None:
+def only_reader(value: ir.Value) -> ir.Node | None:
+    """The one node that reads a value, if there is just one and it is no graph output."""
     uses = list(value.uses())
     return uses[0].node if len(uses) == 1 and not value.is_graph_output() else None
 
@@ -316,7 +317,7 @@ def _bias_after(step: Step) -> ir.Node | None:
     """An Add of a constant vector over the last axis after a MatMul: its bias."""
     if step.op_type != "MatMul" or constant(step.inputs[1]) is None or len(step.shape(1)) != 2:
         return None
-    add = _only_reader(step.outputs[0])
+    add = only_reader(step.outputs[0])
     if add is None or add.op_type != "Add":
         return None
     other = add.inputs[1] if add.inputs[0] is step.outputs[0] else add.inputs[0]
@@ -328,7 +329,7 @@ def _bias_after(step: Step) -> ir.Node | None:
 
 
 def _activation_after(step: Step) -> tuple[ir.Node, str] | None:
-    node = _only_reader(step.outputs[0])
+    node = only_reader(step.outputs[0])
     if node is None:
         return None
     if node.op_type == "Relu":
@@ -374,7 +375,7 @@ def _in_integers(step: Step, integer: Callable[[Step], bool]) -> tuple[Step, lis
         if value.dtype is not None and value.dtype.is_integer():
             outputs.append(value)
             continue
-        reader = _only_reader(value)
+        reader = only_reader(value)
         if reader is None or parameters(reader.outputs[0]) is None or reader.inputs[0] is not value:
             return None
         outputs.append(reader.outputs[0])
