@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import onnx_ir as ir
 from onnx import TensorProto, helper, numpy_helper
 
 from edgeopt.graph.execute import Executor
+from edgeopt.passes import Context, Facets, make
 from edgeopt.platform import Platform, load_platform
 from edgeopt.session import Session, signature
 from edgeopt.targets.base import Emitted
@@ -90,3 +91,28 @@ def error(
         scale = max(float(np.abs(array).max()), 1e-30)
         worst = max(worst, float(np.abs(got[name].astype(np.float64) - array).max()) / scale)
     return worst
+
+
+class Calls:
+    """Calibration samples that a test makes up."""
+
+    def __init__(self, samples: Sequence[Mapping[str, np.ndarray]]) -> None:
+        self._samples = [dict(sample) for sample in samples]
+        self.digest = "made up"
+        self.labels = None
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def feeds(self, batch: int = 1) -> Iterator[dict[str, np.ndarray]]:
+        yield from self._samples
+
+
+def quantize(original: ir.Model, samples: int = 4) -> ir.Model:
+    """The model with static int8 quantization by this runtime's rules, calibrated on seeded data."""
+    where = platform()
+    prepared, _ = Tflite().prepare(original, where)
+    calls = Calls([feeds_of(prepared, seed) for seed in range(samples)])
+    context = Context(Facets(rules=where.rules, calibration=calls))
+    make("static-int8", {"observer": "min-max"}).apply(prepared, context)  # type: ignore[union-attr]
+    return prepared
