@@ -1,4 +1,4 @@
-"""Full-integer models: nothing but int8 inside, no number chosen by ``emit``, equal to the quantized graph."""
+"""Full-integer models: all int8 inside, no number chosen by ``emit``, equal to the quantized graph."""
 
 from __future__ import annotations
 
