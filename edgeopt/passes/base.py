@@ -23,6 +23,7 @@ from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 import numpy as np
 import onnx_ir as ir
+from pydantic import TypeAdapter, ValidationError
 
 from edgeopt.budget import Budget
 from edgeopt.errors import EdgeoptError, UserError, nearest
@@ -201,14 +202,21 @@ class Options:
         """Makes the pass from plain data, as a recipe gives them.
 
         Raises:
-            UserError: An option is unknown.
+            UserError: An option is unknown, or its value is of the wrong type.
         """
         known = [field.name for field in dataclasses.fields(cls)]
         for key in options:
             if key not in known:
                 raise UserError(f"the pass {cls.name} has no option {key!r}", nearest=nearest(key, known))
-        values = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
-        return cls(**values)
+        try:
+            return TypeAdapter(cls).validate_python(dict(options))
+        except ValidationError as failure:
+            first = failure.errors()[0]
+            option = ".".join(str(part) for part in first["loc"])
+            message = first["msg"][0].lower() + first["msg"][1:]
+            raise UserError(
+                f"the option {option} of the pass {cls.name} is {first['input']!r}: {message}"
+            ) from None
 
 
 @dataclass(frozen=True)

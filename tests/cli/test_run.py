@@ -65,9 +65,11 @@ def test_a_job_that_fails_does_not_stop_the_others(edgeopt: Edgeopt) -> None:
     ("old", "new", "place", "sentence"),
     [
         ("devices: [raspberry-pi-4,", "devices: [raspberry-pi-44,", ":6:11", "no device 'raspberry-pi-44'"),
-        ("[simplify, fold-batch-norm]", "[simplfy]", ":4:30", "no pass 'simplfy'"),
-        ("simplify, fold-batch-norm", "quantize, simplify", ":4:30", "cannot come after"),
-        ("simplify,", "{simplify: {fold: 1}},", ":4:30", "has no option 'fold'"),
+        ("[simplify, fold-batch-norm]", "[simplfy]", ":4:29", "no pass 'simplfy'"),
+        ("simplify, fold-batch-norm", "quantize, simplify", ":4:29", "cannot come after"),
+        ("simplify,", "{simplify: {fld: 1}},", ":4:29", "has no option 'fld'"),
+        ("fold-batch-norm", "{quantize: {samples: few}}", ":4:29", "the option samples of the pass quantize"),
+        ("fold-batch-norm", "{quantize: {scheme: int3}}", ":4:29", "scheme"),
         ("budget:", "budgt:", ":7:1", "unknown key 'budgt'"),
     ],
 )
