@@ -20,9 +20,9 @@ from edgeopt.errors import DataError
 from edgeopt.evidence import Evidence
 from edgeopt.fidelity import Fidelity
 from edgeopt.harness import SINGLE, Harness
+from edgeopt.host import distortion, isa
 from edgeopt.metrics.base import Metric
 from edgeopt.metrics.top1 import TopK
-from edgeopt.runners.host import architecture, distortion
 from edgeopt.session import Session
 
 Sessions = Session | Mapping[str, Session]
@@ -140,7 +140,7 @@ def judge(
     shown = stream if progress is None else progress(stream, "judge", len(samples))
     for _ in shown:
         pass
-    conditions: dict[str, Any] = {"batch": batch if harness is None else None, "host": architecture()}
+    conditions: dict[str, Any] = {"batch": batch if harness is None else None, "host": isa()}
     if harness is not None:
         conditions["harness"] = harness.name
     if limit is not None and len(samples) < len(evaluation):

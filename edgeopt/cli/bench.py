@@ -52,7 +52,8 @@ def _host(options: dict[str, Any]) -> dict[str, Any]:
     from edgeopt.cli.display import Terminal
     from edgeopt.data import SeededSamples
     from edgeopt.errors import UserError
-    from edgeopt.runners.host import architecture, open_sessions
+    from edgeopt.host import isa
+    from edgeopt.runners.host import open_sessions
 
     threads, shapes = options["threads"], _shapes(options["shapes"])
     named = {"model": options["model"]}
@@ -83,7 +84,7 @@ def _host(options: dict[str, Any]) -> dict[str, Any]:
             "threads": threads,
             "batch": 1,
             "shapes": {name: list(shape) for name, shape in samples.shapes.items()},
-            "host": architecture(),
+            "host": isa(),
         }
         entry: dict[str, Any] = {
             key: benchmark.latency(

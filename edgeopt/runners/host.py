@@ -1,17 +1,15 @@
 """Opening models and artifacts on this host.
 
 A float original runs in onnxruntime as it stands; an artifact is opened by its target. What the host's
-instruction set does to integer arithmetic is said by ``distortion``.
+instruction set does to integer arithmetic is said by ``edgeopt.host.distortion``.
 """
 
 from __future__ import annotations
 
 import importlib
 import os
-import platform
 import tempfile
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -129,46 +127,6 @@ def _is_small(model: ir.Model) -> bool:
     ]
     external = any(isinstance(tensor, ir.ExternalTensor) for tensor in tensors)
     return not external and sum(tensor.nbytes for tensor in tensors) <= IN_MEMORY
-
-
-@cache
-def instructions() -> frozenset[str]:
-    """The host's instruction set extensions, as Linux names them; empty where it does not say."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return frozenset()
-    for line in text.splitlines():
-        name, _, value = line.partition(":")
-        if name.strip() in ("flags", "Features"):
-            return frozenset(value.split())
-    return frozenset()
-
-
-def architecture() -> str:
-    """The host's architecture and what decides its integer arithmetic, such as ``x86_64 vnni``."""
-    machine = platform.machine().lower()
-    known = ("avx512_vnni", "avx_vnni", "avx2", "asimddp", "i8mm")
-    extensions = [name for name in known if name in instructions()]
-    return " ".join([machine, *extensions])
-
-
-def distortion() -> str | None:
-    """Says how this host's integer kernels differ from a device's; ``None`` where they do not.
-
-    x86 without VNNI multiplies u8 by s8 with an instruction that saturates its sums at 16 bits
-    (VPMADDUBSW); ARM and VNNI do not. onnxruntime's exact mode is asked for, and it does not cover every
-    kernel.
-    """
-    if platform.machine().lower() not in ("x86_64", "amd64", "i686"):
-        return None
-    flags = instructions()
-    if not flags or flags & {"avx512_vnni", "avx_vnni"}:
-        return None
-    return (
-        "this host is x86 without VNNI: its integer kernels may saturate, so int8 accuracy on a device "
-        "may be better than the figure measured here"
-    )
 
 
 def _load(model: str | bytes, threads: int) -> Any:
