@@ -14,3 +14,11 @@ def zoo() -> Path:
     """Returns the zoo's folder."""
     named = os.environ.get("EDGEOPT_ZOO")
     return Path(named) if named else Path(__file__).resolve().parents[3] / "shared" / "zoo"
+
+
+def model_file(name: str) -> Path:
+    """Returns a model's file: in the zoo, or where EDGEOPT_ZOO_MADE names a folder of models made here."""
+    made = os.environ.get("EDGEOPT_ZOO_MADE")
+    if made and (Path(made) / f"{name}.onnx").is_file():
+        return Path(made) / f"{name}.onnx"
+    return zoo() / "models" / f"{name}.onnx"

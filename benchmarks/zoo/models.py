@@ -8,9 +8,10 @@ from __future__ import annotations
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from benchmarks.zoo import zoo
+from benchmarks.zoo import model_file
 from edgeopt import metrics
 from edgeopt.data import Data, DataSpec, open_data
 from edgeopt.evaluate import judge
@@ -48,13 +49,17 @@ class Entry:
             }
         )
 
+    def files(self) -> dict[str, Path]:
+        """The file of every part."""
+        return {part: model_file(name) for part, name in self.parts.items()}
+
     def sessions(self, threads: int = 1) -> dict[str, Session]:
         """The float model, opened."""
-        return {part: OnnxSession(zoo() / file, threads=threads) for part, file in self.parts.items()}
+        return {part: OnnxSession(path, threads=threads) for part, path in self.files().items()}
 
 
 def _one(file: str) -> dict[str, str]:
-    return {SINGLE: f"models/{file}.onnx"}
+    return {SINGLE: file}
 
 
 ENTRIES = {
@@ -70,7 +75,7 @@ ENTRIES = {
     "kws_dscnn_rescaled": Entry(_one("kws_dscnn_rescaled"), "kws", "top1"),
     "agnews_text_transformer": Entry(_one("agnews_text_transformer"), "agnews", "top1"),
     "g2p_gru": Entry(
-        {"encoder": "models/g2p_gru_encoder.onnx", "decoder": "models/g2p_gru_decoder_step.onnx"},
+        {"encoder": "g2p_gru_encoder", "decoder": "g2p_gru_decoder_step"},
         "g2p",
         ":word_accuracy",
         harness=True,
@@ -79,7 +84,7 @@ ENTRIES = {
     "yolo_fastestv2_coco": Entry(_one("yolo_fastestv2_coco"), "yolo", ":map50", YOLO),
     "yolo_fastestv2_rescaled": Entry(_one("yolo_fastestv2_rescaled"), "yolo", ":map50", YOLO),
     "dtln": Entry(
-        {"model_1": "models/dtln_model_1.onnx", "model_2": "models/dtln_model_2.onnx"},
+        {"model_1": "dtln_model_1", "model_2": "dtln_model_2"},
         "dtln",
         ":si_sdr",
         harness=True,
@@ -107,7 +112,7 @@ def main(names: list[str]) -> None:
     for name, entry in ENTRIES.items():
         if names and name not in names:
             continue
-        if not all((zoo() / file).is_file() for file in entry.parts.values()):
+        if not all(path.is_file() for path in entry.files().values()):
             print(f"{name:26} not in the zoo")
             continue
         start = time.process_time()

@@ -11,7 +11,7 @@ import click
 if TYPE_CHECKING:
     import numpy as np
 
-    from edgeopt.evidence import Evidence
+    from edgeopt.platform import Platform
     from edgeopt.session import Session
 
 
@@ -119,33 +119,60 @@ def _host(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _predict(options: dict[str, Any]) -> dict[str, Any]:
-    import importlib
-
-    from edgeopt.errors import ModelError, UserError
+    from edgeopt import predict
+    from edgeopt.errors import ModelError
     from edgeopt.load import load
+
+    shapes = _shapes(options["shapes"])
+    named = {key: options[key] for key in ("model", "against") if options[key]}
+    files = {key: _files(Path(path)) for key, path in named.items()}
+    platform = _platform(options, Path(options["model"]))
+    if any(list(found) != list(files["model"]) for found in files.values()):
+        raise ModelError("the two have different parts and cannot be compared")
+    body: dict[str, Any] = {"where": platform.device.name, "parts": {}, "memory": {}, "notes": []}
+    for part in files["model"]:
+        entry = body["parts"].setdefault(part, {})
+        for key, found in files.items():
+            path = found[part]
+            model = load(path)
+            own = {value.name: shapes[value.name] for value in model.graph.inputs if value.name in shapes}
+            entry[key] = predict.predict(model, platform, options["threads"], own).latency.to_json()
+            label = key if len(found) == 1 else f"{key}/{part}"
+            size = path.stat().st_size
+            body["memory"][label] = predict.peak_memory(size, model, platform, own).to_json()
+            named[label] = named[key] if len(found) == 1 else f"{named[key]} {part}"
+    body["_named"] = named
+    return body
+
+
+def _files(path: Path) -> dict[str, Path]:
+    """The ONNX file of every part of a model or artifact."""
+    from edgeopt.artifact import is_artifact, open_artifact
+    from edgeopt.errors import ModelError
+
+    if not path.is_dir() or not is_artifact(path):
+        return {"model": path}
+    files = {name: path / part["model"] for name, part in open_artifact(path).parts.items()}
+    if any(file.suffix != ".onnx" for file in files.values()):
+        raise ModelError(
+            "a prediction reads ONNX, and the artifact is of another format",
+            where=", ".join(file.name for file in files.values()),
+        )
+    return files
+
+
+def _platform(options: dict[str, Any], path: Path) -> Platform:
+    """The device asked for, or the one that an artifact was made for."""
+    from edgeopt.artifact import is_artifact, open_artifact
+    from edgeopt.errors import UserError
     from edgeopt.platform import load_platform
 
+    if path.is_dir() and is_artifact(path):
+        manifest = open_artifact(path).manifest
+        return load_platform(options["device"] or manifest["device"], manifest["target"])
     if not options["device"]:
         raise UserError("a prediction needs a device", hint="--device raspberry-pi-4")
-    platform = load_platform(options["device"])
-    predict = importlib.import_module("edgeopt.predict")
-    shapes = _shapes(options["shapes"])
-    body: dict[str, Any] = {"where": platform.device.name, "parts": {"model": {}}, "notes": []}
-    for key in ("model", "against"):
-        if not options[key]:
-            continue
-        path = Path(options[key])
-        if path.is_dir():
-            raise ModelError(
-                "a prediction reads the model, not the artifact's folder",
-                hint=f"edgeopt bench {path / 'model.onnx'} --on predict --device {options['device']}",
-            )
-        evidence: Evidence = predict.predict(
-            load(path, shapes=shapes or None), platform, threads=options["threads"]
-        )
-        body["parts"]["model"][key] = evidence.to_json()
-    body["_named"] = {key: options[key] for key in ("model", "against") if options[key]}
-    return body
+    return load_platform(options["device"])
 
 
 def _call(session: Session, feeds: Mapping[str, np.ndarray]) -> Callable[[], Any]:
@@ -189,8 +216,10 @@ def _print(body: dict[str, Any]) -> None:
         table.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
     several = len(body["parts"]) > 1
     for part, entry in body["parts"].items():
-        for key, name in body["_named"].items():
-            found = entry[key]
+        for key, found in entry.items():
+            if key not in ("model", "against"):
+                continue
+            name = body["_named"][key]
             lower, upper = found["interval"] or (found["value"], found["value"])
             row = [f"{name} {part}" if several else name]
             if measured:
@@ -213,6 +242,13 @@ def _print(body: dict[str, Any]) -> None:
             )
     for key, found in body.get("memory", {}).items():
         detail = found["detail"]
+        if not measured:
+            lower, upper = found["interval"] or (found["value"], found["value"])
+            out.print(
+                f"{body['_named'][key]}: peak memory {units.format_size(found['value'])} of the process "
+                f"({units.format_size(lower)} to {units.format_size(upper)})"
+            )
+            continue
         out.print(
             f"{body['_named'][key]}: peak memory {units.format_size(found['value'])} of a fresh process "
             f"({units.format_size(detail['before_load'])} before loading), load "

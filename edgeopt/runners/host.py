@@ -6,7 +6,6 @@ instruction set does to integer arithmetic is said by ``edgeopt.host.distortion`
 
 from __future__ import annotations
 
-import importlib
 import os
 import tempfile
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 
+from edgeopt.artifact import open_artifact
 from edgeopt.errors import DataError, ModelError, RuntimeFailure, nearest
 from edgeopt.graph.execute import IN_MEMORY, first_line
 from edgeopt.session import Session, TensorSpec
@@ -104,12 +104,7 @@ def open_sessions(source: str | Path, *, threads: int = 1) -> dict[str, Session]
     if not path.exists():
         raise ModelError(f"there is no model or artifact {str(source)!r}")
     if path.is_dir():
-        if not (path / "manifest.json").is_file():
-            raise ModelError("the folder is no artifact: it holds no manifest.json", where=str(path))
-        # imported by name, only where it is needed: it brings the targets along
-        artifact = importlib.import_module("edgeopt.artifact")
-        sessions: dict[str, Session] = artifact.open_artifact(path).open(threads=threads)
-        return sessions
+        return open_artifact(path).open(threads=threads)
     if path.suffix not in (".onnx", ".ort"):
         raise ModelError(
             f"{path.name!r} does not run here by itself",
