@@ -183,12 +183,15 @@ class _Opener:
             if extra:
                 self._note(f"{source.where}: {', '.join(extra)}: no input of the model, left to the metric")
         digests: list[bytes] = []
-        labels: list[Any] = []
+        labelled = 0
         if source.images:  # decoding all of them only to check would double the work
             if binding is not None:
                 binding.row(first, indices[0])
             digests = [source.digest({}, index) for index in indices]
-            labels = source.labels(indices) if LABEL in first else []
+            if LABEL in first:
+                for index, label in zip(indices, source.labels(indices), strict=True):
+                    self._check_label(index, label, where)
+                labelled = len(indices)
         else:
             for index, sample in zip(indices, source.rows(indices), strict=True):
                 _check_finite(sample, index, where)
@@ -196,21 +199,24 @@ class _Opener:
                     binding.row(sample, index)
                 digests.append(source.digest(sample, index))
                 if LABEL in sample:
-                    labels.append(sample[LABEL])
-        labelled = len(labels) == len(indices)
-        if self.metric is not None:
-            if labelled:
-                self.metric.check_labels(dict(zip(indices, labels, strict=True)), self.classes, where)
-            elif part == "evaluate" and self.metric.needs_labels:
-                raise DataError(
-                    f"the metric {self.metric.name} needs labels, and the data have none",
-                    where=where,
-                    hint="add an array 'label', one entry a sample",
-                )
+                    self._check_label(index, sample[LABEL], where)
+                    labelled += 1
+        needed = self.metric is not None and self.metric.needs_labels and part == "evaluate"
+        if self.metric is not None and needed and labelled < len(indices):
+            missing = "none" if labelled == 0 else f"{labelled} for {len(indices)} samples"
+            raise DataError(
+                f"the metric {self.metric.name} needs labels, and the data have {missing}",
+                where=where,
+                hint="add an array 'label', one entry a sample",
+            )
         if binding is not None:
             for cast in binding.casts.values():
                 self._note(cast)
-        return DataSamples(source, indices, digests, binding, preprocess, labelled)
+        return DataSamples(source, indices, digests, binding, preprocess, labelled == len(indices))
+
+    def _check_label(self, index: int, label: Any, where: str) -> None:
+        if self.metric is not None:
+            self.metric.check_label(label, index, self.classes, where)
 
     def _note(self, text: str) -> None:
         if text not in self.notes:

@@ -57,16 +57,17 @@ class Metric(ABC):
         """Turns the records of all samples into the metric; the mean by default."""
         return float(np.mean(np.asarray(records, np.float64)))
 
-    def check_labels(self, labels: Mapping[int, Any], classes: int | None, where: str) -> None:
-        """Checks the labels of one part of the data.
+    def check_label(self, label: Any, index: int, classes: int | None, where: str) -> None:
+        """Checks the label of one sample.
 
         Args:
-            labels: The samples' labels, by their number in the source.
+            label: The label.
+            index: The sample's number in its source, for the error.
             classes: The number of classes of the model's output, where it is known.
             where: The part, for the error.
 
         Raises:
-            DataError: They cannot be the labels of this metric.
+            DataError: It cannot be a label of this metric.
         """
         return
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from edgeopt.metrics.base import Metric
-from edgeopt.metrics.mae import aligned, check_numbers
+from edgeopt.metrics.mae import aligned, check_number
 
 
 class Cosine(Metric):
-    """Per sample the cosine of the angle between output and label; 0 where either is zero."""
+    """Per sample the cosine of the angle between output and label; 0 where either is zero or not finite."""
 
     name = "cosine"
 
@@ -20,11 +21,11 @@ class Cosine(Metric):
         """Returns the sample's cosine similarity."""
         output, label = aligned(self.select(outputs), sample["label"], self.name)
         norm = float(np.linalg.norm(output) * np.linalg.norm(label))
-        return 0.0 if norm == 0 else float(np.vdot(output, label)) / norm
+        return 0.0 if norm == 0 or not math.isfinite(norm) else float(np.vdot(output, label)) / norm
 
-    def check_labels(self, labels: Mapping[int, Any], classes: int | None, where: str) -> None:
-        """Checks that labels are numbers."""
-        check_numbers(labels, self.name, where)
+    def check_label(self, label: Any, index: int, classes: int | None, where: str) -> None:
+        """Checks that a label is a number or an array of numbers."""
+        check_number(label, index, self.name, where)
 
 
 METRIC = Cosine()

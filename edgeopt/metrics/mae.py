@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,9 @@ import numpy as np
 
 from edgeopt.errors import DataError
 from edgeopt.metrics.base import Metric
+
+LIMIT = 1e30
+"""The error of an output that is NaN or infinite, so that a broken model is judged, not refused."""
 
 
 class MeanAbsoluteError(Metric):
@@ -19,13 +23,14 @@ class MeanAbsoluteError(Metric):
     drop = (1.0, "%")
 
     def record(self, outputs: Mapping[str, Any], sample: Mapping[str, Any]) -> float:
-        """Returns the sample's mean absolute error."""
+        """Returns the sample's mean absolute error; ``LIMIT`` where the output is not finite."""
         output, label = aligned(self.select(outputs), sample["label"], self.name)
-        return float(np.mean(np.abs(output - label)))
+        error = float(np.mean(np.abs(output - label)))
+        return min(LIMIT, error) if math.isfinite(error) else LIMIT
 
-    def check_labels(self, labels: Mapping[int, Any], classes: int | None, where: str) -> None:
-        """Checks that labels are numbers."""
-        check_numbers(labels, self.name, where)
+    def check_label(self, label: Any, index: int, classes: int | None, where: str) -> None:
+        """Checks that a label is a number or an array of numbers."""
+        check_number(label, index, self.name, where)
 
 
 def aligned(output: np.ndarray, label: Any, metric: str) -> tuple[np.ndarray, np.ndarray]:
@@ -43,20 +48,19 @@ def aligned(output: np.ndarray, label: Any, metric: str) -> tuple[np.ndarray, np
     return first, second
 
 
-def check_numbers(labels: Mapping[int, Any], metric: str, where: str) -> None:
-    """Checks that labels are finite numbers.
+def check_number(label: Any, index: int, metric: str, where: str) -> None:
+    """Checks that a label is made of finite numbers.
 
     Raises:
-        DataError: One is not.
+        DataError: It is not.
     """
-    for index, label in labels.items():
-        value = np.asarray(label)
-        if value.dtype.kind not in "biuf":
-            raise DataError(
-                f"the label of sample {index} is no number", where=where, hint=f"{metric} needs numbers"
-            )
-        if not np.isfinite(value).all():
-            raise DataError(f"the label of sample {index} is NaN or infinite", where=where)
+    value = np.asarray(label)
+    if value.dtype.kind not in "biuf":
+        raise DataError(
+            f"the label of sample {index} is no number", where=where, hint=f"{metric} needs numbers"
+        )
+    if not np.isfinite(value).all():
+        raise DataError(f"the label of sample {index} is NaN or infinite", where=where)
 
 
 METRIC = MeanAbsoluteError()

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from edgeopt.metrics.base import Metric
-from edgeopt.metrics.mae import aligned, check_numbers
+from edgeopt.metrics.mae import aligned, check_number
 
 LIMIT = 120.0
-"""The figure, in dB, of an output that equals its label."""
+"""The figure, in dB, of an output that equals its label; its negative where the output is not finite."""
 
 
 class Psnr(Metric):
@@ -30,11 +30,13 @@ class Psnr(Metric):
         output, label = aligned(self.select(outputs), sample["label"], self.name)
         peak = 255.0 if np.asarray(sample["label"]).dtype == np.uint8 else 1.0
         error = float(np.mean(np.square(output - label))) / (peak * peak)
-        return LIMIT if error == 0 else min(LIMIT, -10 * math.log10(error))
+        if not math.isfinite(error):
+            return -LIMIT
+        return LIMIT if error == 0 else float(np.clip(-10 * math.log10(error), -LIMIT, LIMIT))
 
-    def check_labels(self, labels: Mapping[int, Any], classes: int | None, where: str) -> None:
-        """Checks that labels are numbers."""
-        check_numbers(labels, self.name, where)
+    def check_label(self, label: Any, index: int, classes: int | None, where: str) -> None:
+        """Checks that a label is a number or an array of numbers."""
+        check_number(label, index, self.name, where)
 
 
 METRIC = Psnr()

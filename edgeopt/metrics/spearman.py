@@ -9,7 +9,7 @@ import numpy as np
 
 from edgeopt.errors import DataError
 from edgeopt.metrics.base import Metric
-from edgeopt.metrics.mae import check_numbers
+from edgeopt.metrics.mae import check_number
 
 
 class Spearman(Metric):
@@ -37,9 +37,9 @@ class Spearman(Metric):
             return 0.0
         return float(np.mean((first - first.mean()) * (second - second.mean()))) / spread
 
-    def check_labels(self, labels: Mapping[int, Any], classes: int | None, where: str) -> None:
-        """Checks that labels are numbers."""
-        check_numbers(labels, self.name, where)
+    def check_label(self, label: Any, index: int, classes: int | None, where: str) -> None:
+        """Checks that a label is a number or an array of numbers."""
+        check_number(label, index, self.name, where)
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:

@@ -45,21 +45,19 @@ class TopK(Metric):
         better = int(np.sum(scores > score)) + int(np.sum(scores[:label] == score))
         return float(better < self.k)
 
-    def check_labels(self, labels: Mapping[int, Any], classes: int | None, where: str) -> None:
-        """Checks that every label is the index of a class."""
-        for index, label in labels.items():
-            value = np.asarray(label)
-            whole = value.size == 1 and value.dtype.kind in "biuf" and float(value.item()).is_integer()
-            if not whole:
-                raise DataError(
-                    f"the label of sample {index} is no class index: {label!r}",
-                    where=where,
-                    hint=f"the metric {self.name} needs one integer a sample",
-                )
-            number = int(value.item())
-            if number < 0 or (classes is not None and number >= classes):
-                known = "" if classes is None else f": the model has {classes} classes, 0 to {classes - 1}"
-                raise DataError(f"the label {number} of sample {index} is out of range{known}", where=where)
+    def check_label(self, label: Any, index: int, classes: int | None, where: str) -> None:
+        """Checks that a label is the index of a class."""
+        value = np.asarray(label)
+        if value.size != 1 or value.dtype.kind not in "biuf" or not float(value.item()).is_integer():
+            raise DataError(
+                f"the label of sample {index} is no class index: {label!r}",
+                where=where,
+                hint=f"the metric {self.name} needs one integer a sample",
+            )
+        number = int(value.item())
+        if number < 0 or (classes is not None and number >= classes):
+            known = "" if classes is None else f": the model has {classes} classes, 0 to {classes - 1}"
+            raise DataError(f"the label {number} of sample {index} is out of range{known}", where=where)
 
 
 METRIC = TopK(1)

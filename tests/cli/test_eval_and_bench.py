@@ -87,6 +87,15 @@ def test_bench_on_the_host_says_so(models, capsys) -> None:
     assert max(map(len, shown.splitlines())) <= 100
 
 
+def test_bench_predicts_for_a_device(models, capsys) -> None:
+    assert call(["bench", models[1], "--on", "predict", "--device", "raspberry-pi-4", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    latency, memory = found["parts"]["model"]["model"], found["memory"]["model"]
+    assert (latency["how"], latency["where"]) == ("predicted", "raspberry-pi-4")
+    assert latency["interval"][0] < latency["value"] < latency["interval"][1]
+    assert memory["how"] == "predicted" and memory["unit"] == "B"
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

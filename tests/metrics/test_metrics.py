@@ -135,3 +135,15 @@ def test_a_function_that_gives_no_number_is_told_what_to_do() -> None:
 def test_no_code_refuses_a_function() -> None:
     with pytest.raises(UserError, match="--no-code"):
         metrics.find(f"{__name__}:error", code=False)
+
+
+@pytest.mark.parametrize("name", ["mae", "psnr", "cosine", "spearman", "top1"])
+def test_a_model_that_gives_nan_is_judged_and_found_bad(name: str) -> None:
+    rng = np.random.default_rng(0)
+    one = name in ("spearman",)
+    outputs = [rng.standard_normal(1 if one else 4) for _ in range(10)]
+    labels = [0 if name == "top1" else out.item() if one else out for out in outputs]
+    good = value(name, outputs, labels) if name != "top1" else 1.0
+    broken = value(name, [np.full_like(out, np.nan) for out in outputs], labels)
+    assert np.isfinite(broken)
+    assert broken < good if metrics.find(name).higher_is_better else broken > good
