@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -143,7 +144,12 @@ def compare_models(before: ir.Model, after: ir.Model, seed: int = 0) -> Differen
     tried = [*seeds.bindings(given), *_larger(given)]
     failure: RuntimeFailure | None = None
     error, ran = 0.0, 0
-    with Executor(before) as one, Executor(after) as two:
+    with ExitStack() as stack:
+        one = stack.enter_context(Executor(before))
+        try:
+            two = stack.enter_context(Executor(after))
+        except RuntimeFailure as reason:
+            return Difference(np.inf, reason.message)
         for number, binding in enumerate(tried):
             if number >= 2 and ran:
                 break
@@ -231,7 +237,8 @@ def _attempt(region: Region, before: list[ir.Node], name: str, seed: int) -> Pro
                 continue
             return _refuted(cut, drawn, name, f"the region after does not run: {reason}")
         ran += 1
-        values = dict(zip(cut.names, results, strict=True)) | drawn
+        values = dict(zip(cut.computed, results, strict=True))
+        values.update({value: drawn[value.name or ""] for value in cut.drawn})
         difference = compare_all(
             [cut.value(old, values) for old, _ in region.outputs],
             [cut.value(new, values) for _, new in region.outputs],
@@ -267,13 +274,14 @@ class _Cut:
             else:
                 inputs[value] = None
         self.before, self.after = list(nodes), after
-        self.constants = {v.name or "": v.const_value for v in inputs if v.const_value is not None}
+        self.constants = {v: v.const_value for v in inputs if v.const_value is not None}
         self.drawn = sorted((v for v in inputs if v.const_value is None), key=lambda v: v.name or "")
         for value in self.drawn:
             if seeds.array(value, dict.fromkeys(seeds.symbols([value]), 1), 0) is None:
                 raise _CannotRun(f"nothing is known of the value {value.name!r}")
         outputs = dict.fromkeys(value for pair in region.outputs for value in pair)
-        self.names = [value.name or "" for value in outputs if value in made]
+        self.computed = [value for value in outputs if value in made]
+        self.names = [value.name or "" for value in self.computed]
 
     def part(self, side: Side) -> tuple[onnx.ModelProto, dict[str, ir.TensorProtocol]]:
         """The region as a model; with both, before and after lie beside each other."""
@@ -288,10 +296,9 @@ class _Cut:
         drawn = {value.name or "": seeds.array(value, binding, seed) for value in self.drawn}
         return {name: values for name, values in drawn.items() if values is not None}
 
-    def value(self, value: ir.Value, values: dict[str, np.ndarray]) -> np.ndarray:
+    def value(self, value: ir.Value, values: dict[ir.Value, np.ndarray]) -> np.ndarray:
         """One of the region's outputs, which may be an input or a constant passed on."""
-        name = value.name or ""
-        return values[name] if name in values else self.constants[name].numpy()
+        return values[value] if value in values else self.constants[value].numpy()
 
 
 def _must_compute(value: ir.Value, before: Iterable[ir.Node], after: Iterable[ir.Node]) -> bool:

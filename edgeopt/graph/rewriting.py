@@ -135,7 +135,7 @@ def tensor_of(value: ir.Value | None) -> ir.TensorProtocol | None:
 
 def initializer(name: str, array: np.ndarray) -> ir.Value:
     """A new constant; ``rewrite`` gives it a unique name and registers it with the graph."""
-    tensor = ir.Tensor(np.ascontiguousarray(array), name=name)
+    tensor = ir.Tensor(np.asarray(array, order="C"), name=name)
     return ir.Value(
         name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
     )
@@ -179,6 +179,7 @@ class _Walk:
     refused: set[tuple[str, str]] = field(default_factory=set)
     skipped: dict[tuple[str, str, str], None] = field(default_factory=dict)
     taken: set[str] = field(default_factory=set)
+    named: set[ir.Value] = field(default_factory=set)
 
     def sweep(self, rules: Sequence[Rule]) -> bool:
         changed = False
@@ -215,6 +216,8 @@ class _Walk:
             return False
         built = _built(replacement, replaced)
         self._name(built, replaced)
+        for value in replacement.values.values():
+            self._name_constant(value)
         error: float | None = None
         splice = _Splice(anchor, replacement, built)
         if self.context.verify != "off":
@@ -241,8 +244,12 @@ class _Walk:
             for number, output in enumerate(item.outputs):
                 output.name = self._unique(output.name or f"{item.name}:{number}")
             for value in read_by(item):
-                if value.const_value is not None and value.graph is None and value.producer() is None:
-                    value.name = self._unique(value.name or f"{item.name}:constant")
+                self._name_constant(value)
+
+    def _name_constant(self, value: ir.Value) -> None:
+        if _is_new_constant(value) and value not in self.named:
+            self.named.add(value)
+            value.name = self._unique(value.name or "constant")
 
     def _unique(self, name: str) -> str:
         name = unique(name, self.taken)
@@ -439,13 +446,13 @@ class _Splice:
         """Inserts the nodes and redirects all readers and graph outputs."""
         for item in self.built:
             for value in read_by(item):
-                if value.const_value is not None and value.graph is None and value.producer() is None:
+                if _is_new_constant(value):
                     self.graph.register_initializer(value)
                     self._registered.append(value)
         self.graph.insert_before(self.anchor, self.built)
         fresh = set(self.built)
         for old, new in self.values.items():
-            if new.const_value is not None and new.graph is None and new.producer() is None:
+            if _is_new_constant(new):
                 self.graph.register_initializer(new)
                 self._registered.append(new)
             new.shape = shapes.merge(new.shape, old.shape)
@@ -502,6 +509,10 @@ def _remove_dead(nodes: Iterable[ir.Node]) -> None:
         makers = [value.producer() for value in read_by(item)]
         item.graph.remove(item, safe=True)
         todo.extend(maker for maker in makers if maker is not None)
+
+
+def _is_new_constant(value: ir.Value) -> bool:
+    return value.const_value is not None and value.graph is None and value.producer() is None
 
 
 def _site(item: ir.Node) -> str:

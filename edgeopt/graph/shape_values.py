@@ -97,7 +97,7 @@ def _axes(node: ir.Node, inputs: list[Any]) -> list[int] | None:
 
 def _gather(node: ir.Node, inputs: list[Any]) -> Known:
     axis = node.attributes.get_int("axis", 0)
-    return np.asarray(np.take(inputs[0], inputs[1].astype(np.int64), axis=axis))
+    return _objects(np.take(inputs[0], inputs[1].astype(np.int64), axis=axis))
 
 
 def _slice(node: ir.Node, inputs: list[Any]) -> Known | None:

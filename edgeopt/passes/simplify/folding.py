@@ -141,7 +141,7 @@ def _evaluate(values: list[ir.Value], nodes: list[ir.Node], model: ir.Model) -> 
 
 
 def _replace(graph: ir.Graph, value: ir.Value, numbers: np.ndarray, name: str) -> None:
-    tensor = ir.Tensor(np.ascontiguousarray(numbers), name=name)
+    tensor = ir.Tensor(np.asarray(numbers, order="C"), name=name)
     old_name = value.name
     value.name = f"{old_name}.computed"
     folded = ir.Value(
