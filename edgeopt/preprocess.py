@@ -2,8 +2,8 @@
 
 An image is uint8 [height, width, channels], RGB. The steps run in this order, each only if asked for:
 grayscale, resize, crop (these three are the *geometry*, on pixels), channel order, scale, mean and
-standard deviation, layout (these are *numeric*, in float32). ``fold`` puts the numeric steps into the
-model as ONNX nodes, so that an artifact takes uint8 images.
+standard deviation, layout (these are *numeric*, in float32). Sizes and centres are rounded as torchvision
+does. ``fold`` puts the numeric steps into the model as ONNX nodes, so that an artifact takes uint8 images.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class Preprocess(Schema):
                     f"of {height} x {width}",
                     hint="resize first",
                 )
-            top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
+            top, left = round((image.shape[0] - height) / 2), round((image.shape[1] - width) / 2)
             image = image[top : top + height, left : left + width]
         return np.ascontiguousarray(image)
 
@@ -140,7 +140,7 @@ class Preprocess(Schema):
         height, width = image.shape[:2]
         if isinstance(self.resize, int):
             short = min(height, width)
-            height, width = round(height * self.resize / short), round(width * self.resize / short)
+            height, width = height * self.resize // short, width * self.resize // short
         elif self.resize is not None:
             height, width = self.resize
         if (height, width) == image.shape[:2]:

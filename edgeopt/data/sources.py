@@ -13,14 +13,14 @@ import struct
 import tempfile
 import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from edgeopt import user_code
-from edgeopt.errors import DataError
+from edgeopt.errors import DataError, EdgeoptError
 
 Sample = Mapping[str, Any]
 """One raw sample: arrays by name, and ``label`` where there is one."""
@@ -212,7 +212,7 @@ class FunctionSource(Source):
             self._items = first  # type: ignore[assignment]  # duck-typed sequences, as torch's data sets are
             self._length = len(self._items)  # type: ignore[arg-type]
         else:
-            self._length = sum(1 for _ in first)
+            self._length = sum(1 for _ in _guarded(lambda: first, where))
 
     def __len__(self) -> int:
         return self._length
@@ -225,7 +225,7 @@ class FunctionSource(Source):
             return
         wanted = iter(indices)
         target = next(wanted, None)
-        for index, item in enumerate(self._function()):
+        for index, item in enumerate(_guarded(self._function, self.where)):
             if target is None:
                 return
             if index == target:
@@ -236,6 +236,23 @@ class FunctionSource(Source):
                 f"the function gave {self._length} samples at first and fewer when called again",
                 where=self.where,
             )
+
+
+def _guarded(function: Callable[[], Iterable[Any]], where: str) -> Iterator[Any]:
+    """Iterates over what a user's function returns, and says so where it fails.
+
+    Raises:
+        DataError: It fails.
+    """
+    count = 0
+    try:
+        for item in function():
+            yield item
+            count += 1
+    except (EdgeoptError, GeneratorExit):
+        raise
+    except Exception as failure:
+        raise DataError(f"{where} failed at sample {count}: {type(failure).__name__}: {failure}") from failure
 
 
 def as_sample(item: Any, where: str, index: int) -> Sample:

@@ -251,6 +251,11 @@ def generated() -> Any:
     return ((row, index % 4) for index, row in enumerate(rows(30)))
 
 
+def breaking() -> Any:
+    yield from rows(3)
+    raise RuntimeError("the disk is gone")
+
+
 def endless_objects() -> list[Any]:
     return [object()] * 10
 
@@ -279,6 +284,8 @@ def test_no_code_refuses_functions() -> None:
 def test_what_a_function_may_return() -> None:
     with pytest.raises(DataError, match="sample 0 is a object"):
         opened(f"{__name__}:endless_objects")
+    with pytest.raises(DataError, match="failed at sample 3: RuntimeError: the disk is gone"):
+        opened(f"{__name__}:breaking")
     with pytest.raises(UserError, match="has no 'generate'") as caught:
         opened(f"{__name__}:generate")
     assert "generated" in caught.value.nearest
