@@ -14,6 +14,7 @@ from edgeopt import schema, targets
 from edgeopt.budget import Budget
 from edgeopt.data import DataSpec
 from edgeopt.errors import DataError, UserError
+from edgeopt.optimization import EXACT
 from edgeopt.passes.base import STAGES, Options, Verify
 from edgeopt.platform import Device, Platform, load_platform
 from edgeopt.recipe import ModelEntry, PartEntry, RecipeFile
@@ -265,9 +266,9 @@ def describe(
 
 
 def structure_passes() -> list[tuple[str, dict[str, Any]]]:
-    """The exact passes of the platform's own plan, in order."""
-    fusions = [name for name in registry.names() if name.startswith("fuse-")]
-    return [(name, {}) for name in ("simplify", "fold-batch-norm", *fusions)]
+    """The exact passes of the platform's own plan, in order; fusions of other packages come last."""
+    others = [name for name in registry.names() if name.startswith("fuse-") and name not in EXACT]
+    return [(name, {}) for name in (*EXACT, *others)]
 
 
 def _name(model: Any) -> str:

@@ -31,7 +31,7 @@ def command(**options: Any) -> int:
     On the host it is warmed up until steady and interleaved with OTHER in random order; OTHER against
     itself gives the noise floor. Host figures never judge a device: for that, predict.
     """
-    from edgeopt.cli.display import write_json
+    from edgeopt.cli.tables import write_json
     from edgeopt.errors import UserError
 
     if options["where"] == "predict":
@@ -50,12 +50,13 @@ def command(**options: Any) -> int:
 def _host(options: dict[str, Any]) -> dict[str, Any]:
     from edgeopt import benchmark
     from edgeopt.cli.display import Terminal
+    from edgeopt.cli.tables import parse_shapes
     from edgeopt.data import SeededSamples
     from edgeopt.errors import UserError
     from edgeopt.host import isa
     from edgeopt.runners.host import open_sessions
 
-    threads, shapes = options["threads"], _shapes(options["shapes"])
+    threads, shapes = options["threads"], parse_shapes(options["shapes"])
     named = {"model": options["model"]}
     if options["against"]:
         named["against"] = options["against"]
@@ -123,7 +124,7 @@ def _predict(options: dict[str, Any]) -> dict[str, Any]:
     from edgeopt.errors import ModelError
     from edgeopt.load import load
 
-    shapes = _shapes(options["shapes"])
+    shapes = parseparse_shapes(options["shapes"])
     named = {key: options[key] for key in ("model", "against") if options[key]}
     files = {key: _files(Path(path)) for key, path in named.items()}
     platform = _platform(options, Path(options["model"]))
@@ -177,20 +178,6 @@ def _platform(options: dict[str, Any], path: Path) -> Platform:
 
 def _call(session: Session, feeds: Mapping[str, np.ndarray]) -> Callable[[], Any]:
     return lambda: session.run(feeds)
-
-
-def _shapes(texts: tuple[str, ...]) -> dict[str, list[int]]:
-    """Reads ``NAME=1,3,224,224``."""
-    from edgeopt.errors import UserError
-
-    shapes = {}
-    for text in texts:
-        name, _, sizes = text.rpartition("=")
-        try:
-            shapes[name] = [int(size) for size in sizes.split(",")]
-        except ValueError:
-            raise UserError(f"{text!r} is no shape", hint="--shape NAME=1,3,224,224") from None
-    return shapes
 
 
 def _print(body: dict[str, Any]) -> None:

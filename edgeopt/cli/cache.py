@@ -14,7 +14,7 @@ def command() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def show(as_json: bool) -> None:
     """Show where the store lies and what it takes."""
-    from edgeopt.cli.display import write_json
+    from edgeopt.cli.tables import write_json
     from edgeopt.steps import Store
     from edgeopt.units import format_size
 

@@ -50,7 +50,8 @@ def command(**options: Any) -> int:
     taken, and without that the built-in example.
     """
     from edgeopt import report
-    from edgeopt.cli.display import Terminal, console, write_json
+    from edgeopt.cli.display import Terminal, console
+    from edgeopt.cli.tables import write_json
     from edgeopt.compilation import compile_job
     from edgeopt.outcome import exit_code
     from edgeopt.report.json import body
@@ -139,6 +140,7 @@ def _recipe_jobs(path: str, options: dict[str, Any]) -> list[Job]:
 
 def _single_job(model: str | None, torch: str | None, options: dict[str, Any]) -> Job:
     from edgeopt import example
+    from edgeopt.cli.tables import parse_shapes
     from edgeopt.errors import UserError
     from edgeopt.job import describe
 
@@ -168,7 +170,7 @@ def _single_job(model: str | None, torch: str | None, options: dict[str, Any]) -
         metric=metric,
         harness=options["harness"],
         budget=budgets,
-        shapes=_shapes(options["shapes"]),
+        shapes=parse_shapes(options["shapes"]),
         weights=options["weights"],
         scheme=options["scheme"],
         keep_float=options["keep_float"],
@@ -183,18 +185,3 @@ def _single_job(model: str | None, torch: str | None, options: dict[str, Any]) -
         strict=options["strict"],
         force=options["force"],
     )
-
-
-def _shapes(texts: tuple[str, ...]) -> dict[str, list[int]]:
-    from edgeopt.errors import UserError
-
-    shapes = {}
-    for text in texts:
-        name, equals, sizes = text.partition("=")
-        try:
-            shapes[name] = [int(size) for size in sizes.split(",")]
-        except ValueError:
-            equals = ""
-        if not equals or not name or any(size < 1 for size in shapes.get(name, [])):
-            raise UserError(f"--shape {text!r} is not of the form NAME=1,3,224,224")
-    return shapes

@@ -1,11 +1,11 @@
-"""What commands share: consoles, progress on stderr, parsing of common options."""
+"""Consoles, and progress on stderr."""
 
 from __future__ import annotations
 
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sized
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -63,10 +63,3 @@ class Terminal(Watch):
         finally:
             if shown:
                 bar.stop()
-
-
-def write_json(data: Any) -> None:
-    """Prints one JSON object on stdout."""
-    import json
-
-    print(json.dumps(data, indent=2, default=str))

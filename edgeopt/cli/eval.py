@@ -37,7 +37,8 @@ def command(**options: Any) -> int:
 
     With --against the drop is paired: both see the same samples. Fidelity stands beside it.
     """
-    from edgeopt.cli.display import Terminal, console, write_json
+    from edgeopt.cli.display import Terminal, console
+    from edgeopt.cli.tables import write_json
     from edgeopt.data import open_data
     from edgeopt.errors import DataError, UserError
     from edgeopt.evaluate import judge

@@ -32,7 +32,8 @@ def command(
     """
     from edgeopt import report
     from edgeopt.cli import fail
-    from edgeopt.cli.display import Terminal, console, write_json
+    from edgeopt.cli.display import Terminal, console
+    from edgeopt.cli.tables import write_json
     from edgeopt.compilation import compile_job
     from edgeopt.errors import EdgeoptError, RecipeError
     from edgeopt.job import jobs
