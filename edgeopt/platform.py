@@ -8,21 +8,35 @@ their own by its path.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from functools import cache, cached_property
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 from pydantic import BeforeValidator, Field
 
 from edgeopt import schema, units
-from edgeopt.errors import ProfileError, nearest
+from edgeopt.errors import ProfileError, UserError, nearest
 
-Size = Annotated[int, BeforeValidator(lambda text: int(units.parse_one(text, "size")))]
-Frequency = Annotated[float, BeforeValidator(lambda text: units.parse_one(text, "frequency"))]
-Bandwidth = Annotated[float, BeforeValidator(lambda text: units.parse_one(text, "bandwidth"))]
+
+def _quantity(kind: str) -> Callable[[Any], float]:
+    """Reads a quantity; a bad one is a ValueError, so that the schema can say where it stands."""
+
+    def read(text: Any) -> float:
+        try:
+            return units.parse_one(text, kind)
+        except UserError as error:
+            raise ValueError(f"{error.message} ({error.hint})") from None
+
+    return read
+
+
+Size = Annotated[int, BeforeValidator(lambda text: int(_quantity("size")(text)))]
+Frequency = Annotated[float, BeforeValidator(_quantity("frequency"))]
+Bandwidth = Annotated[float, BeforeValidator(_quantity("bandwidth"))]
 
 Role = Literal["activation", "weight", "bias"]
 IntegerType = Literal["int4", "uint4", "int8", "uint8", "int16", "uint16", "int32"]
