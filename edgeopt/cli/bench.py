@@ -124,7 +124,7 @@ def _predict(options: dict[str, Any]) -> dict[str, Any]:
     from edgeopt.errors import ModelError
     from edgeopt.load import load
 
-    shapes = parseparse_shapes(options["shapes"])
+    shapes = parse_shapes(options["shapes"])
     named = {key: options[key] for key in ("model", "against") if options[key]}
     files = {key: _files(Path(path)) for key, path in named.items()}
     platform = _platform(options, Path(options["model"]))
@@ -136,7 +136,8 @@ def _predict(options: dict[str, Any]) -> dict[str, Any]:
         for key, found in files.items():
             path = found[part]
             model = load(path)
-            own = {value.name: shapes[value.name] for value in model.graph.inputs if value.name in shapes}
+            given = {value.name for value in model.graph.inputs}
+            own = {name: sizes for name, sizes in shapes.items() if name in given}
             entry[key] = predict.predict(model, platform, options["threads"], own).latency.to_json()
             label = key if len(found) == 1 else f"{key}/{part}"
             size = path.stat().st_size
