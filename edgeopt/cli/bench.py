@@ -121,6 +121,7 @@ def _host(options: dict[str, Any]) -> dict[str, Any]:
 
 def _predict(options: dict[str, Any]) -> dict[str, Any]:
     from edgeopt import predict
+    from edgeopt.cli.tables import parse_shapes
     from edgeopt.errors import ModelError
     from edgeopt.load import load
 
