@@ -18,7 +18,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.zoo import zoo
 from benchmarks.zoo.models import ENTRIES
 from edgeopt import benchmark, units
 from edgeopt.artifact import open_artifact
@@ -45,7 +44,7 @@ def compile_one(name: str, device: str, target: str | None, out: Path) -> dict[s
         outcome = compile_job(
             Job(
                 name=name,
-                parts={part: PartSource(zoo() / file, shapes=shapes) for part, file in entry.parts.items()},
+                parts={part: PartSource(path, shapes=shapes) for part, path in entry.files().items()},
                 platform=platform,
                 target=make_target(platform),
                 output=out / name,
@@ -64,8 +63,8 @@ def compile_one(name: str, device: str, target: str | None, out: Path) -> dict[s
 def _ratio(name: str, sessions: dict[str, Session]) -> list[float]:
     """Times every part against its original on this host; returns the ratio of the sums."""
     totals = [0.0, 0.0]
-    for part, file in ENTRIES[name].parts.items():
-        original = OnnxSession(zoo() / file)
+    for part, path in ENTRIES[name].files().items():
+        original = OnnxSession(path)
         shapes = {"noisy": [1, 1, 256, 256]} if name == "dncnn_s_25" else {}
         if name == "minilm_l6_sts":
             shapes = {"input_ids": [1, 64], "attention_mask": [1, 64]}
@@ -124,7 +123,7 @@ def main() -> None:
     print(HEADER)
     print("|" + "---|" * (HEADER.count("|") - 1))
     for name in options.names or ENTRIES:
-        if not all((zoo() / file).is_file() for file in ENTRIES[name].parts.values()):
+        if not all(path.is_file() for path in ENTRIES[name].files().values()):
             print(f"| {name} | not in the zoo |", flush=True)
             continue
         command = [sys.executable, "-m", "benchmarks.compile_zoo", "--one", name, "--device", options.device]
