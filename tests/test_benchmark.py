@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from edgeopt.benchmark import footprint, latency, measure
+from edgeopt import footprint
+from edgeopt.benchmark import latency, measure
 
 
 class Clock:
@@ -100,6 +101,6 @@ def test_the_footprint_of_a_fresh_process_holds_the_weights(tmp_path: Path) -> N
     value.const_value = ir.tensor(weights, name="w")
     model.graph.register_initializer(value)
     ir.save(model, tmp_path / "m.onnx")
-    found = footprint(tmp_path / "m.onnx")
+    found = footprint.measure(tmp_path / "m.onnx")
     assert found.peak - found.before > weights.nbytes
     assert found.load > 0 and found.first > 0

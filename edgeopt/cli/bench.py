@@ -48,7 +48,7 @@ def command(**options: Any) -> int:
 
 
 def _host(options: dict[str, Any]) -> dict[str, Any]:
-    from edgeopt import benchmark
+    from edgeopt import benchmark, footprint
     from edgeopt.cli.display import Terminal
     from edgeopt.cli.tables import parse_shapes
     from edgeopt.data import SeededSamples
@@ -108,8 +108,8 @@ def _host(options: dict[str, Any]) -> dict[str, Any]:
         body["notes"] += result.notes
     body["memory"] = {}
     for key, path in named.items():
-        found = benchmark.footprint(Path(path), threads=threads, shapes=shapes)
-        body["memory"][key] = benchmark.peak_memory(
+        found = footprint.measure(Path(path), threads=threads, shapes=shapes)
+        body["memory"][key] = footprint.peak_memory(
             found,
             where="host",
             runtime=getattr(opened[key][parts[0]], "runtime", ""),

@@ -82,7 +82,7 @@ def test_npy_goes_to_the_only_input(tmp_path: Path) -> None:
 
 
 def test_large_arrays_are_mapped_not_read(tmp_path: Path) -> None:
-    from edgeopt.data.sources import read_npz
+    from edgeopt.data.npz import read_npz
 
     arrays = read_npz(save(tmp_path / "d.npz", features=rows(50), label=np.arange(50)))
     assert isinstance(arrays["features"], np.memmap)
@@ -93,7 +93,7 @@ def test_large_arrays_are_mapped_not_read(tmp_path: Path) -> None:
 def test_compressed_arrays_above_the_limit_are_unpacked_to_a_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edgeopt.data.sources.IN_MEMORY", 100)
+    monkeypatch.setattr("edgeopt.data.npz.IN_MEMORY", 100)
     np.savez_compressed(tmp_path / "d.npz", features=np.asfortranarray(rows(50)))
     np.testing.assert_array_equal(features(opened(tmp_path / "d.npz").calibrate), rows(50)[::5])
 
