@@ -520,9 +520,10 @@ class Corridor:
                 "tools": tool_versions(),
                 "host": host.isa(),
                 "original_names": {
-                    name: {
-                        node.name: list(original_names(node)) for node in part.state.model.graph if node.name
-                    }
+                    name: [  # in the order of the model file, whose nodes have lost their names
+                        {"node": node.name or "", "original": list(original_names(node))}
+                        for node in part.state.model.graph
+                    ]
                     for name, part in self.parts.items()
                 },
             },

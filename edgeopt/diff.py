@@ -7,8 +7,9 @@ what its readers get (the dequantized value) is compared. Both models run in ref
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -19,7 +20,7 @@ from edgeopt.errors import ModelError
 from edgeopt.fidelity import decibels, energies
 from edgeopt.graph import seeds
 from edgeopt.graph.execute import Executor, Feeds
-from edgeopt.graph.names import original_names
+from edgeopt.graph.names import ORIGINAL_NAMES, original_names
 from edgeopt.session import Session
 
 TOLERANCE = 1e-5
@@ -203,6 +204,22 @@ def seeded_samples(model: ir.Model, count: int, seed: int = 0) -> list[dict[str,
             feeds[value.name or ""] = drawn
         samples.append(feeds)
     return samples
+
+
+def restore_names(model: ir.Model, names: Sequence[Mapping[str, Any]]) -> None:
+    """Gives the nodes of an artifact's model the names that the provenance keeps, in place.
+
+    Args:
+        model: A model as an artifact ships it, its nodes without names.
+        names: Per node of its main graph, in order, ``node`` and ``original``; where their number is
+            another, as after the runtime's own optimization, nothing is restored.
+    """
+    nodes = list(model.graph)
+    if len(nodes) != len(names):
+        return
+    for node, entry in zip(nodes, names, strict=True):
+        node.name = str(entry["node"]) or node.name
+        node.metadata_props[ORIGINAL_NAMES] = json.dumps(list(entry["original"]))
 
 
 def match(one: ir.Model, other: ir.Model) -> list[Match]:

@@ -30,13 +30,14 @@ def command(one: str, other: str, data: str | None, samples: int, layers: str, a
     ONE counts as right. Each is a model file or an artifact's folder. Signal over noise is in decibels,
     200 where equal. Layers are listed from the worst on; with --layers all, in the order of ONE.
     """
+    from edgeopt.cli.models import open_model
     from edgeopt.cli.tables import write_json
     from edgeopt.diff import diff, diff_sessions
     from edgeopt.errors import ModelError, UserError
 
     if layers != "all" and not layers.isdigit():
         raise UserError(f"--layers {layers!r} is neither a number nor 'all'")
-    models = [_model(Path(one)), _model(Path(other))]
+    models = [open_model(Path(one)), open_model(Path(other))]
     known = next((model for model in models if model is not None), None)
     if known is None:
         raise ModelError("neither of the two can be looked into: both are compiled artifacts")
@@ -50,17 +51,6 @@ def command(one: str, other: str, data: str | None, samples: int, layers: str, a
         write_json(found.to_json())
         return
     _print(found, None if layers == "all" else int(layers))
-
-
-def _model(path: Path) -> ir.Model | None:
-    """Loads a model, or the ONNX file of an artifact; ``None`` for an artifact in another format."""
-    from edgeopt.artifact import is_artifact, open_artifact
-    from edgeopt.load import load
-
-    if not (path.is_dir() and is_artifact(path)):
-        return load(str(path))
-    main = open_artifact(path).manifest.get("model", "")
-    return load(str(path / main)) if str(main).endswith(".onnx") else None
 
 
 def _session(path: Path) -> Session:

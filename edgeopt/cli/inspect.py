@@ -32,22 +32,27 @@ def command(
 ) -> None:
     """Show a model's operators, parameters, arithmetic and memory, and the cost of every layer.
 
+    MODEL is a model file or an artifact's folder.
+
     Layers are listed from the most to the least expensive; with --layers all, in the model's order.
     """
     from pathlib import Path
 
+    from edgeopt.cli.models import open_model
     from edgeopt.cli.tables import parse_shapes, write_json
-    from edgeopt.errors import UserError, nearest
+    from edgeopt.errors import ModelError, UserError, nearest
     from edgeopt.inspection import inspect
-    from edgeopt.load import load
     from edgeopt.platform import load_platform
 
     if layers != "all" and not layers.isdigit():
         raise UserError(f"--layers {layers!r} is neither a number nor 'all'")
     platform = load_platform(device, target) if device else None
     path = Path(model)
+    opened = open_model(path)
+    if opened is None:
+        raise ModelError(f"the artifact {model!r} is compiled and cannot be looked into")
     found = inspect(
-        load(model),
+        opened,
         platform,
         parse_shapes(shapes),
         threads=threads,
@@ -147,7 +152,11 @@ def _row(layer: Layer, timed: bool) -> list[str]:
 
     cost = layer.cost
     shape = "?" if cost.shape is None else "x".join(map(str, cost.shape)) or "scalar"
-    name = cost.name if cost.repeats == 1 else f"{cost.name} ({cost.repeats} times)"
+    name = layer.original[0] if layer.original else cost.name
+    if len(layer.original) > 1:
+        name += f" +{len(layer.original) - 1}"
+    if cost.repeats > 1:
+        name += f" ({cost.repeats} times)"
     row = [
         name,
         cost.op_type,

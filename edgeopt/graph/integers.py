@@ -26,7 +26,7 @@ class Integers:
 
     Attributes:
         nodes: The nodes that run in integers.
-        absorbed: The QuantizeLinear and DequantizeLinear nodes that run inside a neighbour.
+        absorbed: The QuantizeLinear, DequantizeLinear and activation nodes that run inside a neighbour.
         held: Per float value the integer value in whose form it is kept instead.
     """
 
@@ -69,6 +69,7 @@ def integers(nodes: Iterable[ir.Node]) -> Integers:
         activation = fused_activation(node)
         if activation is not None and (quantizer := _sole_quantizer(activation.outputs[0])) is not None:
             result.held[node.outputs[0]] = quantizer.outputs[0]
+            result.absorbed.add(activation)
     for node in listed:  # weights that are quantized in the graph are stored quantized
         if node.op_type == "QuantizeLinear" and node.inputs[0] is not None and is_constant(node.inputs[0]):
             result.absorbed.add(node)

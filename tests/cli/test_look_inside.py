@@ -174,3 +174,19 @@ def test_passes_are_listed_and_shown_with_their_options(edgeopt: Command) -> Non
         for option in item["options"]:
             assert f"{option['name']}: " in shown.out
     assert edgeopt("passes", "show", "simplfy").code == 2
+
+
+def test_an_artifact_is_looked_into_under_the_original_names(edgeopt: Command, tmp_path: Path) -> None:
+    folder = tmp_path / "artifact"
+    compiled = edgeopt("compile", MODEL, "--device", "raspberry-pi-4", "--data", MODEL.parent, "-o", folder)
+    assert compiled.code in (0, 1), compiled.err
+    original = edgeopt("inspect", MODEL, "--json").json()
+    inside = edgeopt("inspect", folder, "--device", "raspberry-pi-4", "--json").json()
+    assert inside["bytes"] < original["bytes"]
+    assert inside["peak_activation_bytes"] < original["peak_activation_bytes"]
+    names = {name for layer in inside["layers"] for name in layer["original_names"]}
+    convolutions = {layer["name"] for layer in original["layers"] if layer["op_type"] == "Conv"}
+    assert convolutions <= names
+    found = edgeopt("diff", MODEL, folder, "--json").json()
+    assert len(found["layers"]) > len(found["outputs"])
+    assert {layer["node"] for layer in found["layers"]} <= {layer["name"] for layer in original["layers"]}

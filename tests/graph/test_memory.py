@@ -155,3 +155,18 @@ def test_large_constants_are_not_activations() -> None:
     node = ir.node("MatMul", [x, w])
     graph = ir.Graph([x], node.outputs, nodes=[node], initializers=[w], opset_imports={"": 21}, name="g")
     assert peak_activation(ir.Model(graph, ir_version=10)).bytes == 8 * 4 + 1000 * 4
+
+
+def test_an_activation_inside_an_integer_kernel_takes_no_memory() -> None:
+    model = parse("""
+        <ir_version: 10, opset_import: ["" : 21]>
+        g (uint8[1, 8, 4, 4] xq) => (uint8[1, 8, 4, 4] yq)
+        <float s = {0.1}, uint8 z = {0}, int8[8, 8, 1, 1] w = {
+            1,1,1,1,1,1,1,1, 1,1,1,1,1,1,1,1, 1,1,1,1,1,1,1,1, 1,1,1,1,1,1,1,1,
+            1,1,1,1,1,1,1,1, 1,1,1,1,1,1,1,1, 1,1,1,1,1,1,1,1, 1,1,1,1,1,1,1,1}, int8 wz = {0}>
+        {
+            xf = DequantizeLinear(xq, s, z)  wf = DequantizeLinear(w, s, wz)
+            c = Conv(xf, wf)  r = Relu(c)  yq = QuantizeLinear(r, s, z)
+        }
+    """)
+    assert peak_activation(model).bytes == 2 * 8 * 16
