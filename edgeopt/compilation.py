@@ -398,6 +398,7 @@ class Corridor:
                 self.metric,
                 harness=self.harness,
                 limit=self.job.limit,
+                batch=1 if "dynamic-int8" in self.precisions.values() else evaluate.BATCH,
                 progress=self.watch.show_progress,
                 digest=artifact.digest,
                 seed=self.job.seed,

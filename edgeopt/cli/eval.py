@@ -26,7 +26,11 @@ if TYPE_CHECKING:
 @click.option("--harness", help="module:function that runs the model where one call is not enough.")
 @click.option("--against", metavar="MODEL", help="The model or artifact to compare with: the float original.")
 @click.option("--limit", type=click.IntRange(min=1), help="Use so many samples only, evenly spread.")
-@click.option("--batch", type=click.IntRange(min=1), default=16, show_default=True, help="Samples a call.")
+@click.option(
+    "--batch",
+    type=click.IntRange(min=1),
+    help="Samples a call; by default 16, and 1 for an artifact whose ranges are computed per call.",
+)
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Threads.")
 @click.option("--on", "where", default="host", show_default=True, help="Where it runs: host.")
 @click.option("--seed", default=0, show_default=True, help="The seed of the bootstrap.")
@@ -78,7 +82,7 @@ def command(**options: Any) -> int:
         metric,
         harness=harness,
         limit=options["limit"],
-        batch=options["batch"],
+        batch=options["batch"] or _batch(Path(options["model"])),
         progress=Terminal().show_progress,
         digest=_digest(Path(options["model"])),
         seed=options["seed"],
@@ -95,6 +99,17 @@ def command(**options: Any) -> int:
     for note in notes:
         stderr.print(note, style="yellow" if note.startswith("warning") else "dim")
     return 0
+
+
+def _batch(path: Path) -> int:
+    """Samples a call: 1 where ranges are computed per call, as they will be on the device."""
+    from edgeopt.artifact import is_artifact, open_artifact
+    from edgeopt.evaluate import BATCH
+
+    if not is_artifact(path):
+        return BATCH
+    parts = open_artifact(path).parts.values()
+    return 1 if any(part.get("precision") == "dynamic-int8" for part in parts) else BATCH
 
 
 def _spec(options: dict[str, Any]) -> tuple[DataSpec, Path]:
