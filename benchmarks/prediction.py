@@ -192,6 +192,44 @@ def report(label: str, error: np.ndarray) -> None:
     )
 
 
+BOARDS = {"Raspberry Pi 4B": (4.0, 5.1, False), "Raspberry Pi 3B+": (4.0, 2.26, True)}
+"""Of boards in ``published_latency.csv``: float32 MACs per cycle, GB/s copied, in order."""
+
+NETWORKS = {"MobileNetV1 1.0 224": "mobilenet", "MobileNetV2 1.0 224": "mobilenet_v2"}
+
+
+def another_runtime(folder: Path, table: dict[str, float]) -> None:
+    """Prints how long XNNPACK's published runs took beside the prediction for ncnn."""
+    with (folder / "ncnn_models.csv").open() as file:
+        models = {row["model"]: row for row in csv.DictReader(file)}
+    with (folder / "published_latency.csv").open() as file:
+        runs = [row for row in csv.DictReader(file) if row["runtime"].startswith("XNNPACK")]
+    for run in runs:
+        if run["device"] not in BOARDS or run["model"] not in NETWORKS:
+            continue
+        model = models[NETWORKS[run["model"]]]
+        peak, bandwidth, in_order = BOARDS[run["device"]]
+        int8 = "int8" in run["precision"]
+        row = Rows(
+            soc=np.array([run["device"]]),
+            threads=np.array([float(run["threads"])]),
+            clock=np.array([float(run["ghz"]) * 1e9]),
+            bandwidth=np.array([bandwidth * 1e9]),
+            peak=np.array([peak * (2 if int8 else 1)]),
+            dtype=np.array(["int8" if int8 else "float32"]),
+            dotprod=np.array([False]),
+            in_order=np.array([in_order]),
+            macs=np.array([[float(model[name]) for name in CLASSES]]),
+            elementwise=np.array([float(model["act_el"]) * (1 if int8 else 4)]),
+            weights=np.array([float(model["mac_fc"]) * (1 if int8 else 4)]),
+            layers=np.array([float(model["nlay"])]),
+            seconds=np.array([float(run["latency_ms"]) / 1e3]),
+            model=np.array([run["model"]]),
+        )
+        ratio = float(row.seconds[0] / predict(row, table)[0])
+        print(f"XNNPACK {run['device']:18} {run['model']:20} {run['precision']:18} ratio {ratio:.2f}")
+
+
 def main() -> None:
     """Runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -209,6 +247,8 @@ def main() -> None:
     report("shipped table, all runs", error)
     for dtype in ("float32", "float16", "int8"):
         report(f"  {dtype}", error[rows.dtype == dtype])
+    if (Path(arguments.folder) / "published_latency.csv").is_file():
+        another_runtime(Path(arguments.folder), table)
     if not arguments.fit:
         return
     held = np.zeros(len(rows.seconds))
