@@ -29,7 +29,7 @@ ROOMS: list[set[str]] = [
     {"inspection", "diff", "optimization"},
     {"artifact", "golden"},
     {"runners"},
-    {"benchmark", "evaluate"},
+    {"benchmark", "evaluate", "footprint", "judgement"},
     {"job", "outcome", "stepping", "compilation"},
     {"search"},
     {"report"},
