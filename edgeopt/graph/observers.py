@@ -225,6 +225,7 @@ def _declared_bytes(model: ir.Model, names: Sequence[str], feeds: Mapping[str, n
             if not isinstance(dim, int) and dim.value is not None:
                 bound[str(dim.value)] = size
     largest = max((array.size for array in feeds.values()), default=1)
+    unknown = max((size for array in feeds.values() for size in array.shape[2:]), default=1)
     total = 0
     wanted = set(names)
     for node in model.graph:
@@ -236,6 +237,6 @@ def _declared_bytes(model: ir.Model, names: Sequence[str], feeds: Mapping[str, n
                 continue
             size = 4
             for dim in output.shape:
-                size *= dim if isinstance(dim, int) else bound.get(str(dim.value), 1)
+                size *= dim if isinstance(dim, int) else bound.get(str(dim.value), unknown)
             total += size
     return total

@@ -19,6 +19,7 @@ from edgeopt.graph.placement import is_constant
 from edgeopt.passes._rules import kept
 from edgeopt.passes.base import Context, Entry, Facet, Keeps, Pass, Plan, Stage
 from edgeopt.passes.dynamic_int8 import DynamicInt8
+from edgeopt.passes.equalize_channels import EqualizeChannels
 from edgeopt.passes.float16 import Float16
 from edgeopt.passes.restore_float import RestoreFloat
 from edgeopt.passes.static_int8 import StaticInt8
@@ -42,6 +43,7 @@ class Quantize(Plan):
         activations: ``symmetric`` or ``asymmetric`` ranges; by default as the runtime wants.
         observer: How ranges of activations are chosen: ``min-max`` or ``mse``.
         samples: At most this many calibration samples are used.
+        equalize: Equalize the ranges of channels before static int8.
         fidelity: Below this many dB on the validation samples layers return to float; 0 never does.
     """
 
@@ -56,6 +58,7 @@ class Quantize(Plan):
     activations: str = ""
     observer: Method = "mse"
     samples: int = 256
+    equalize: bool = True
     fidelity: float = 15.0
 
     def __post_init__(self) -> None:
@@ -76,8 +79,11 @@ class Quantize(Plan):
         """Names the pass of the scheme, then the one that puts sensitive layers back to float."""
         if not ledger:
             kept(model, self.keep_float)  # a pattern without a match is an error before any work
-            return self._first(model, context)
+            first = self._first(model, context)
+            return EqualizeChannels() if isinstance(first, StaticInt8) and self.equalize else first
         last = ledger[-1].step
+        if isinstance(last, EqualizeChannels):
+            return self._first(model, context)
         if isinstance(last, StaticInt8) and self.fidelity > 0 and context.validation is not None:
             return RestoreFloat(self.fidelity)
         return None
