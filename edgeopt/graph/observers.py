@@ -12,7 +12,7 @@ counted and set no range.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -178,9 +178,7 @@ def channel_scales(weight: np.ndarray, axis: int | None, dtype: ir.DataType) -> 
     return np.where(scale < np.finfo(np.float32).tiny, np.float32(1), scale).astype(np.float32)
 
 
-def observe(
-    model: ir.Model, names: Sequence[str], samples: Iterable[Feeds], first: Feeds | None = None
-) -> dict[str, Observer]:
+def observe(model: ir.Model, names: Sequence[str], samples: Iterable[Feeds]) -> dict[str, Observer]:
     """Observes values of a model over samples.
 
     All values are tapped in one run of the data, unless those of one call exceed 512 MB together.
@@ -190,33 +188,49 @@ def observe(
         names: Values of its main graph: inputs or results of nodes.
         samples: The calls' inputs; it is iterated once per group of values, so a list or another
             iterable that can be repeated.
-        first: Inputs of one call by which the values' sizes are judged; by default the first sample.
     """
     observers = {name: Observer() for name in names}
+    for name, array in tapped(model, names, samples):
+        observers[name].see(array)
+    return observers
+
+
+def channel_maxima(model: ir.Model, names: Sequence[str], samples: Iterable[Feeds]) -> dict[str, np.ndarray]:
+    """Returns the largest magnitude seen in each channel (axis 1) of values [batch, channels, ...]."""
+    maxima: dict[str, np.ndarray] = {}
+    for name, array in tapped(model, names, samples):
+        others = tuple(axis for axis in range(array.ndim) if axis != 1)
+        found = np.abs(array).max(axis=others)
+        maxima[name] = np.maximum(maxima[name], found) if name in maxima else found
+    return maxima
+
+
+def tapped(
+    model: ir.Model, names: Sequence[str], samples: Iterable[Feeds]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields the arrays of values, call by call, in as few runs of the data as memory allows."""
     inputs = {value.name for value in model.graph.inputs}
     results = [name for name in names if name not in inputs]
     groups = [results]
-    if first is None:
-        first = next(iter(samples), None)
-    if first is not None and (declared := _declared_bytes(model, results, first)) > BYTES_PER_RUN:
-        count = min(-(-declared // BYTES_PER_RUN), len(results))
+    first = next(iter(samples), None)
+    if first is not None and (size := activation_bytes(model, first, results)) > BYTES_PER_RUN:
+        count = min(-(-size // BYTES_PER_RUN), len(results))
         groups = [results[index::count] for index in range(count)]
     for number, group in enumerate(groups):
         with Executor(model, group, optimize=True) as executor:
             for feeds in samples:
                 if number == 0:
-                    for name in names:
-                        if name in inputs:
-                            observers[name].see(feeds[name])
-                if not group:
-                    continue
-                for name, array in executor.run(feeds, group).items():
-                    observers[name].see(array)
-    return observers
+                    yield from ((name, feeds[name]) for name in names if name in inputs)
+                if group:
+                    yield from executor.run(feeds, group).items()
 
 
-def _declared_bytes(model: ir.Model, names: Sequence[str], feeds: Mapping[str, np.ndarray]) -> int:
-    """Estimates the bytes of the named values in one call; symbolic dimensions are bound by the feeds."""
+def activation_bytes(model: ir.Model, feeds: Feeds, names: Sequence[str] | None = None) -> int:
+    """Estimates the bytes of values in one call, by default of all results of nodes.
+
+    Symbolic dimensions are bound by the feeds; an unknown one counts as the longest axis behind the
+    first two of any input.
+    """
     bound: dict[str, int] = {}
     for value in model.graph.inputs:
         if value.shape is None or value.name not in feeds:
@@ -227,10 +241,10 @@ def _declared_bytes(model: ir.Model, names: Sequence[str], feeds: Mapping[str, n
     largest = max((array.size for array in feeds.values()), default=1)
     unknown = max((size for array in feeds.values() for size in array.shape[2:]), default=1)
     total = 0
-    wanted = set(names)
+    wanted = None if names is None else set(names)
     for node in model.graph:
         for output in node.outputs:
-            if output.name not in wanted:
+            if wanted is not None and output.name not in wanted:
                 continue
             if output.shape is None:
                 total += 4 * largest

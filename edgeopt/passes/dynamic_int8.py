@@ -19,6 +19,11 @@ from edgeopt.passes._rules import kept, quantization_rules
 from edgeopt.passes.base import Context, Facet, Keeps, Pass, Stage
 from edgeopt.passes.weight_only import constants
 
+WITH_DATA = (
+    "with calibration data products run in integers with ranges fixed in advance, which is faster (--data)"
+)
+"""What data would buy."""
+
 
 @dataclass(frozen=True)
 class DynamicInt8(Pass):
@@ -36,8 +41,8 @@ class DynamicInt8(Pass):
 
     @property
     def reads(self) -> frozenset[Facet]:
-        """The runtime's rules."""
-        return frozenset({"rules"})
+        """The runtime's rules, and whether there is calibration data."""
+        return frozenset({"rules", "calibration"})
 
     def apply(self, model: ir.Model, context: Context) -> Change:
         """Writes the quantization of products and weights.
@@ -48,6 +53,8 @@ class DynamicInt8(Pass):
         name_nodes(model)
         rules = quantization_rules(context.rules)
         change = Change(details={"scheme": self.name})
+        if context.calibration is None:
+            change.notes.append(WITH_DATA)
         keep = set(kept(model, self.keep_float))
         params: dict[Site, list[QuantParams]] = dict(
             constants(model, rules, keep, context, self.name, change)

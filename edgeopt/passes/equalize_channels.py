@@ -4,15 +4,19 @@ Where a product's output reaches other products only through operators f with f(
 s > 0 (ReLU, leaky ReLU, max and average pooling), the channel i can be divided by any s_i > 0 in the first
 product's weights and bias and multiplied by it in the second's weights. Choosing
 
-    s_i = sqrt(r1_i / r2_i),   r1_i = max|W1[i]|,   r2_i = max|W2[:, i]|
+    s_i = a_i^alpha / r_i^(1 - alpha)
 
-gives each channel the same range on both sides, so that one scale per tensor serves all of them. Chains of
-such pairs are gone through until nothing moves. From Nagel et al., Data-Free Quantization Through Weight
-Equalization and Bias Correction, ICCV 2019.
+with a_i the largest magnitude seen in channel i of what is quantized between the two, and r_i the largest
+of the second's weights that read it, makes one scale per tensor serve all channels: alpha = 1 equalizes the
+activations, alpha = 0 the weights. With alpha = 1/2 and the first's weights in the place of a this is
+cross-layer equalization (Nagel et al., Data-Free Quantization Through Weight Equalization and Bias
+Correction, ICCV 2019), and it is what is done without calibration data. With data several alphas are tried,
+and the one whose int8 model is most faithful on validation samples is taken, or none.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -21,15 +25,29 @@ import onnx_ir as ir
 
 from edgeopt.graph.change import Change, NoMatch, Rewrite, Skipped
 from edgeopt.graph.names import name_nodes, original_names
+from edgeopt.graph.observers import channel_maxima
 from edgeopt.graph.placement import is_constant
-from edgeopt.passes.base import Context, Keeps, Pass, Stage
+from edgeopt.passes._calibration import Calls, calibrate, scales, worth
+from edgeopt.passes._rules import kept, quantization_rules
+from edgeopt.passes.base import Context, Facet, Keeps, Pass, Stage
+from edgeopt.platform import QuantizationRules
 
 HOMOGENEOUS = ("Relu", "LeakyRelu", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool")
 """Operators that keep channels apart and commute with multiplication by a positive number."""
 
 ROUNDS = 20
+ALPHAS = (0.5, 0.65, 0.8, 0.35)
+"""The alphas that are tried."""
+
+DEAD = 1e-6
+"""Channels below this share of the largest one are not rescaled."""
+
 SETTLED = 1e-3
 """The rounds end when no factor differs from 1 by more than this."""
+
+
+Arrays = dict[str, np.ndarray]
+"""Constants by name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,16 +60,35 @@ class Pair:
 
 @dataclass(frozen=True)
 class EqualizeChannels(Pass):
-    """Equalize the ranges of channels across convolutions; exact in float."""
+    """Equalize the ranges of channels across convolutions; exact in float.
+
+    Attributes:
+        keep_float: Shell patterns of original node names that will stay in float; they are rescaled all
+            the same, but not counted when alphas are compared.
+        alpha: How much of the difficulty moves from activations to weights, 0 to 1; negative tries
+            several and may choose none.
+    """
 
     name: ClassVar[str] = "equalize-channels"
     stage: ClassVar[Stage] = "quantize"
     keeps: ClassVar[Keeps] = "exact"
 
+    keep_float: tuple[str, ...] = ()
+    alpha: float = -1.0
+
+    @property
+    def reads(self) -> frozenset[Facet]:
+        """The rules and the samples."""
+        return frozenset({"rules", "calibration", "validation"})
+
     def apply(self, model: ir.Model, context: Context) -> Change:
-        """Rescales the weights and biases of all pairs."""
+        """Rescales the weights and biases of all pairs.
+
+        Raises:
+            UserError: A pattern of ``keep_float`` matches no node.
+        """
         name_nodes(model)
-        change = Change()
+        change = Change(summary="no layers to equalize")
         pairs: list[Pair] = []
         for node in model.graph:
             if node.op_type != "Conv" or node.domain not in ("", "ai.onnx"):
@@ -63,11 +100,82 @@ class EqualizeChannels(Pass):
             elif context.allow(self.name, site):
                 pairs.append(found)
                 change.rewrites.append(Rewrite(self.name, site, original_names(node)))
-        arrays = equalize(pairs)
-        for value, array in arrays.items():
-            value.const_value = ir.tensor(array.astype(np.float32), name=value.name)
-        change.summary = f"{len(pairs)} layers equalized" if pairs else "no layers to equalize"
+        if not pairs:
+            return change
+        chosen, judged = self._chosen(model, pairs, context)
+        change.details = {"fidelity": judged}
+        if chosen is None:
+            change.summary = f"{len(pairs)} layers could be equalized, but int8 is better without"
+            change.rewrites.clear()
+            return change
+        alpha, arrays = chosen
+        set_arrays(model, arrays)
+        change.details["alpha"] = alpha
+        change.summary = f"{len(pairs)} layers equalized" + ("" if alpha is None else f", alpha {alpha:g}")
         return change
+
+    def _chosen(
+        self, model: ir.Model, pairs: list[Pair], context: Context
+    ) -> tuple[tuple[float | None, Arrays] | None, dict[str, float]]:
+        """Returns the alpha chosen with its arrays, or ``None`` for none, and the fidelity of each."""
+        data = context.calibration
+        if data is None or len(data) == 0:
+            return (None, equalize(pairs)), {}
+        calls = Calls.fitting(model, data, len(data)).for_trials(model)
+        between = {pair.first: _between(pair.first) for pair in pairs}
+        maxima = channel_maxima(model, list(between.values()), calls)
+        seen = {node: maxima[name].astype(np.float64) for node, name in between.items()}
+        if self.alpha >= 0:
+            return (self.alpha, equalize(pairs, seen, self.alpha)), {}
+        samples = context.validation
+        if samples is None or len(samples) == 0:
+            return (ALPHAS[0], equalize(pairs, seen, ALPHAS[0])), {}
+        rules = quantization_rules(context.rules)
+        keep = set(kept(model, self.keep_float))
+        judging = Calls(samples, calls.batch, calls.limit)
+        judged: dict[str, float] = {}
+        best: tuple[float | None, Arrays] | None = None
+        highest = judged["none"] = _trial(model, {}, rules, keep, calls, judging)
+        for alpha in context.progress(ALPHAS, "equalization", len(ALPHAS)):
+            arrays = equalize(pairs, seen, alpha)
+            value = judged[f"{alpha:g}"] = _trial(model, arrays, rules, keep, calls, judging)
+            if value > highest:
+                highest, best = value, (alpha, arrays)
+        return best, {name: round(value, 2) for name, value in judged.items()}
+
+
+def set_arrays(model: ir.Model, arrays: Arrays) -> None:
+    """Replaces constants of the main graph, by name."""
+    for name, array in arrays.items():
+        value = model.graph.initializers[name]
+        value.const_value = ir.tensor(array.astype(np.float32), name=name)
+
+
+def _trial(
+    model: ir.Model,
+    arrays: Arrays,
+    rules: QuantizationRules,
+    keep: set[str],
+    calls: Calls,
+    judging: Calls,
+) -> float:
+    """Returns the fidelity of the int8 model with some constants replaced."""
+    candidate = model.clone()
+    set_arrays(candidate, arrays)
+    placement, observers = calibrate(candidate, rules, calls, keep)
+    return worth(candidate, scales(candidate, placement, observers, "mse"), judging)
+
+
+def _between(node: ir.Node) -> str:
+    """Names the value behind a convolution that is quantized: past a ReLU, which runs in its kernel.
+
+    Behind a leaky ReLU the magnitudes are smaller than before it, where they are quantized as well.
+    """
+    output = node.outputs[0]
+    uses = list(output.uses())
+    if len(uses) == 1 and uses[0].node.op_type == "Relu":
+        output = uses[0].node.outputs[0]
+    return output.name or ""
 
 
 def find_pair(node: ir.Node) -> Pair | NoMatch:
@@ -106,9 +214,19 @@ def _obstacle(node: ir.Node) -> str:
     return ""
 
 
-def equalize(pairs: list[Pair]) -> dict[ir.Value, np.ndarray]:
-    """Computes the rescaled weights and biases of all pairs, in float64."""
+def equalize(
+    pairs: list[Pair], seen: Mapping[ir.Node, np.ndarray] | None = None, alpha: float = 0.5
+) -> Arrays:
+    """Computes the rescaled weights and biases of all pairs, in float64.
+
+    Args:
+        pairs: The pairs, in the graph's order.
+        seen: Per first product the largest magnitude seen in each channel; by default that of its
+            weights.
+        alpha: The exponent of these magnitudes.
+    """
     arrays: dict[ir.Value, np.ndarray] = {}
+    ranges = {node: maxima.copy() for node, maxima in (seen or {}).items()}
 
     def array(value: ir.Value | None) -> np.ndarray:
         assert value is not None and value.const_value is not None
@@ -120,8 +238,9 @@ def equalize(pairs: list[Pair]) -> dict[ir.Value, np.ndarray]:
         moved = 0.0
         for pair in pairs:
             weight = array(pair.first.inputs[1])
-            channels = weight.shape[0]
-            ranges = np.abs(weight).reshape(channels, -1).max(1, initial=0.0)
+            made = ranges.get(pair.first)
+            if made is None:
+                made = np.abs(weight).reshape(len(weight), -1).max(1, initial=0.0)
             read = np.max(
                 [
                     np.abs(_by_input(array(node.inputs[1]), _groups(node))).max((1, 2))
@@ -129,10 +248,10 @@ def equalize(pairs: list[Pair]) -> dict[ir.Value, np.ndarray]:
                 ],
                 axis=0,
             )
-            live = (ranges > 0) & (read > 0)
-            factors = np.ones(channels)
-            factors[live] = np.sqrt(ranges[live] / read[live])
+            factors = _factors(made, read, alpha)
             moved = max(moved, float(np.abs(factors - 1).max()))
+            if pair.first in ranges:
+                ranges[pair.first] = made / factors
             arrays[_value(pair.first, 1)] = weight / factors.reshape(-1, *[1] * (weight.ndim - 1))
             if len(pair.first.inputs) > 2 and pair.first.inputs[2] is not None:
                 arrays[_value(pair.first, 2)] = array(pair.first.inputs[2]) / factors
@@ -140,7 +259,17 @@ def equalize(pairs: list[Pair]) -> dict[ir.Value, np.ndarray]:
                 arrays[_value(node, 1)] = _scale_inputs(array(node.inputs[1]), _groups(node), factors)
         if moved < SETTLED:
             break
-    return arrays
+    return {value.name or "": found for value, found in arrays.items()}
+
+
+def _factors(made: np.ndarray, read: np.ndarray, alpha: float) -> np.ndarray:
+    """Returns the factor of each channel; dead channels keep theirs."""
+    live = (made > made.max(initial=0.0) * DEAD) & (read > read.max(initial=0.0) * DEAD)
+    factors = np.ones(len(made))
+    if live.any():
+        factors[live] = made[live] ** alpha / read[live] ** (1 - alpha)
+        factors[live] /= np.exp(np.log(factors[live]).mean())  # what all share moves nothing
+    return factors
 
 
 def _value(node: ir.Node, index: int) -> ir.Value:

@@ -14,7 +14,6 @@ from typing import ClassVar, Literal, get_args
 import onnx_ir as ir
 
 from edgeopt.errors import UserError, nearest
-from edgeopt.graph.observers import Method
 from edgeopt.graph.placement import is_constant
 from edgeopt.passes._rules import kept
 from edgeopt.passes.base import Context, Entry, Facet, Keeps, Pass, Plan, Stage
@@ -22,7 +21,7 @@ from edgeopt.passes.dynamic_int8 import DynamicInt8
 from edgeopt.passes.equalize_channels import EqualizeChannels
 from edgeopt.passes.float16 import Float16
 from edgeopt.passes.restore_float import RestoreFloat
-from edgeopt.passes.static_int8 import StaticInt8
+from edgeopt.passes.static_int8 import Choice, StaticInt8
 from edgeopt.passes.weight_only import WeightOnly
 from edgeopt.platform import RuntimeVersion, load_runtime
 
@@ -41,7 +40,7 @@ class Quantize(Plan):
         bits: Bits of weights, for weight-only.
         block: Block size of 4-bit weights; by default the runtime's.
         activations: ``symmetric`` or ``asymmetric`` ranges; by default as the runtime wants.
-        observer: How ranges of activations are chosen: ``min-max`` or ``mse``.
+        observer: How ranges of activations are chosen: ``min-max``, ``mse`` or the better (``auto``).
         samples: At most this many calibration samples are used.
         equalize: Equalize the ranges of channels before static int8.
         fidelity: Below this many dB on the validation samples layers return to float; 0 never does.
@@ -56,14 +55,14 @@ class Quantize(Plan):
     bits: int = 8
     block: int = 0
     activations: str = ""
-    observer: Method = "mse"
+    observer: Choice = "auto"
     samples: int = 256
     equalize: bool = True
     fidelity: float = 15.0
 
     def __post_init__(self) -> None:
         _one_of("scheme", self.scheme, get_args(Scheme))
-        _one_of("observer", self.observer, get_args(Method))
+        _one_of("observer", self.observer, get_args(Choice))
         _one_of("activations", self.activations, ("", "symmetric", "asymmetric"))
         if self.bits not in (4, 8):
             raise UserError(f"weights are quantized to 4 or 8 bits, not {self.bits}")
@@ -80,7 +79,11 @@ class Quantize(Plan):
         if not ledger:
             kept(model, self.keep_float)  # a pattern without a match is an error before any work
             first = self._first(model, context)
-            return EqualizeChannels() if isinstance(first, StaticInt8) and self.equalize else first
+            return (
+                EqualizeChannels(self.keep_float)
+                if isinstance(first, StaticInt8) and self.equalize
+                else first
+            )
         last = ledger[-1].step
         if isinstance(last, EqualizeChannels):
             return self._first(model, context)

@@ -10,26 +10,23 @@ Weights and biases stay float in the graph; the target folds them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
-from typing import ClassVar
+from typing import ClassVar, Literal
 
-import numpy as np
 import onnx_ir as ir
 
 from edgeopt.errors import PassError
 from edgeopt.graph.change import Change, Rewrite
 from edgeopt.graph.names import name_nodes
-from edgeopt.graph.observers import Method, Observer, channel_scales, observe, parameters
-from edgeopt.graph.placement import Placement, place
-from edgeopt.graph.quantization import Parameters, QuantParams, Site, write
+from edgeopt.graph.observers import Method
+from edgeopt.graph.quantization import Parameters, write
+from edgeopt.passes._calibration import Calls, calibrate, scales, worth
 from edgeopt.passes._rules import kept, quantization_rules
-from edgeopt.passes.base import Context, Facet, Keeps, Pass, Samples, Stage
-from edgeopt.platform import QuantizationRules, TensorRule
+from edgeopt.passes.base import Context, Facet, Keeps, Pass, Stage
 
-BATCH = 8
-"""Samples per call of the calibration, where the model takes several."""
+Choice = Literal["auto", "min-max", "mse"]
+
+METHODS: tuple[Method, ...] = ("mse", "min-max")
 
 
 @dataclass(frozen=True)
@@ -38,7 +35,8 @@ class StaticInt8(Pass):
 
     Attributes:
         keep_float: Shell patterns of original node names that stay in float.
-        observer: How ranges of activations are chosen: ``min-max`` or ``mse``.
+        observer: How ranges of activations are chosen: ``min-max``, ``mse``, or whichever of the two
+            is more faithful on the validation samples (``auto``).
         samples: At most this many calibration samples are used.
         activations: ``symmetric`` or ``asymmetric`` ranges; by default as the runtime wants.
     """
@@ -48,14 +46,15 @@ class StaticInt8(Pass):
     keeps: ClassVar[Keeps] = "approximate"
 
     keep_float: tuple[str, ...] = ()
-    observer: Method = "mse"
+    observer: Choice = "auto"
     samples: int = 256
     activations: str = ""
 
     @property
     def reads(self) -> frozenset[Facet]:
-        """The rules and the calibration samples."""
-        return frozenset({"rules", "calibration"})
+        """The rules and the calibration samples, and validation samples where there is a choice."""
+        data: frozenset[Facet] = frozenset({"rules", "calibration"})
+        return data | {"validation"} if self.observer == "auto" else data
 
     def apply(self, model: ir.Model, context: Context) -> Change:
         """Writes the quantization of the whole model.
@@ -72,23 +71,26 @@ class StaticInt8(Pass):
         if self.activations:
             activation = rules.activation.model_copy(update={"symmetric": self.activations == "symmetric"})
             rules = rules.model_copy(update={"activation": activation})
-        calls = Calls(data, BATCH, self.samples)
+        calls = Calls.fitting(model, data, self.samples)
         keep = set(kept(model, self.keep_float))
         placement, observers = calibrate(model, rules, calls, keep)
         for node in placement.products:
             if not context.allow(self.name, node):
                 keep.add(node)
-        if keep - set(kept(model, self.keep_float)):
+        if keep > set(kept(model, self.keep_float)):
             placement, observers = calibrate(model, rules, calls, keep, observers)
-        params = scales(model, placement, observers, self.observer, rules)
-        write(model, params)
+        methods = METHODS if self.observer == "auto" else (self.observer,)
+        choices = {method: scales(model, placement, observers, method) for method in methods}
+        method, judged = self._best(model, choices, context)
+        write(model, choices[method])
         return Change(
             summary=f"{len(placement.products)} layers to int8",
             rewrites=[Rewrite(self.name, node, (node,)) for node in placement.products],
             skipped=placement.skipped,
             details={
                 "scheme": self.name,
-                "observer": self.observer,
+                "observer": method,
+                "fidelity": judged,
                 "samples": min(self.samples, len(data)),
                 "activations": len(placement.activations),
                 "constants": len(placement.constants),
@@ -96,97 +98,13 @@ class StaticInt8(Pass):
             },
         )
 
-
-@dataclass(frozen=True, slots=True)
-class Calls:
-    """Model calls that can be iterated again and again."""
-
-    data: Samples
-    batch: int
-    limit: int
-
-    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
-        count = -(-self.limit // self.batch) if self.limit < len(self.data) else None
-        return islice(self.data.feeds(self.batch), count)
-
-
-def calibrate(
-    model: ir.Model,
-    rules: QuantizationRules,
-    calls: Calls,
-    keep: set[str],
-    known: dict[str, Observer] | None = None,
-) -> tuple[Placement, dict[str, Observer]]:
-    """Places the quantization and observes the values that need ranges.
-
-    Values that turn out to hold masks are given up, with the nodes that wanted them; what that asks for
-    anew is observed in another run.
-    """
-    observers = dict(known or {})
-    while True:
-        unfit = {name for name, observer in observers.items() if observer.marks}
-        placement = place(model, rules, keep, unfit)
-        missing = [name for name in placement.observed if name not in observers]
-        if not missing:
-            return placement, observers
-        observers.update(observe(model, missing, calls))
-
-
-def scales(
-    model: ir.Model,
-    placement: Placement,
-    observers: dict[str, Observer],
-    method: Method,
-    rules: QuantizationRules,
-) -> Parameters:
-    """Turns observed ranges and constants into parameters for every site."""
-    params: dict[Site, list[QuantParams]] = {}
-    ranges: dict[str, QuantParams] = {}
-    for where, origin in placement.activations.items():
-        if origin not in ranges:
-            ranges[origin] = _activation(observers[origin], placement.rules[where], method)
-        params[where] = [ranges[origin]]
-        ranges.setdefault(where.value, ranges[origin])
-    smallest = _smallest_scales(model, placement, ranges)
-    for where, constant in placement.constants.items():
-        tensor = model.graph.initializers[constant.value].const_value
-        assert tensor is not None
-        dtype = _dtype(constant.rule)
-        if constant.rule.symmetric:
-            scale = channel_scales(tensor.numpy(), constant.axis, dtype)
-            if constant.value in smallest:
-                scale = np.maximum(scale, smallest[constant.value]).astype(np.float32)
-            params[where] = [QuantParams(dtype, scale, None, None if scale.ndim == 0 else constant.axis)]
-        else:
-            array = tensor.numpy()
-            params[where] = [parameters(float(array.min()), float(array.max()), dtype)]
-    return params
-
-
-def _activation(observer: Observer, rule: TensorRule, method: Method) -> QuantParams:
-    dtype = _dtype(rule)
-    if rule.scale is not None:
-        zero = np.asarray(rule.zero_point, dtype.numpy()) if rule.zero_point else None
-        return QuantParams(dtype, np.asarray(rule.scale, np.float32), zero)
-    low, high = observer.range(method, dtype, rule.symmetric)
-    return parameters(low, high, dtype, rule.symmetric)
-
-
-def _smallest_scales(
-    model: ir.Model, placement: Placement, ranges: dict[str, QuantParams]
-) -> dict[str, np.ndarray]:
-    """Returns per weight the smallest scales with which every int32 bias fits, with a bit to spare."""
-    smallest: dict[str, np.ndarray] = {}
-    for _, source, weight, bias, axis in placement.biases:
-        tensor = model.graph.initializers[bias].const_value
-        scale = ranges[source].scale if source in ranges else None
-        if tensor is None or scale is None:
-            continue
-        needed = np.abs(tensor.numpy().reshape(-1).astype(np.float64)) / (float(scale) * 2.0**30)
-        least = np.asarray(needed.max(initial=0.0)) if axis is None else needed
-        smallest[weight] = np.maximum(smallest.get(weight, np.zeros_like(least)), least)
-    return smallest
-
-
-def _dtype(rule: TensorRule) -> ir.DataType:
-    return ir.DataType[rule.dtype.upper()]
+    def _best(
+        self, model: ir.Model, choices: dict[Method, Parameters], context: Context
+    ) -> tuple[Method, dict[str, float]]:
+        """Returns the method whose ranges are the most faithful, and the fidelity of each in dB."""
+        first = next(iter(choices))
+        if len(choices) == 1 or context.validation is None or len(context.validation) == 0:
+            return first, {}
+        calls = Calls.fitting(model, context.validation, self.samples).for_trials(model)
+        judged = {method: round(worth(model, params, calls), 2) for method, params in choices.items()}
+        return max(choices, key=lambda method: judged[method]), dict(judged.items())

@@ -22,6 +22,9 @@ from edgeopt.passes._rules import kept, quantization_rules
 from edgeopt.passes.base import Context, Facet, Keeps, Pass, Stage
 from edgeopt.platform import QuantizationRules
 
+WITH_DATA = "with calibration data layers run in integers, which is faster (--data)"
+"""What data would buy."""
+
 
 @dataclass(frozen=True)
 class WeightOnly(Pass):
@@ -47,8 +50,8 @@ class WeightOnly(Pass):
 
     @property
     def reads(self) -> frozenset[Facet]:
-        """The runtime's rules."""
-        return frozenset({"rules"})
+        """The runtime's rules, and whether there is calibration data."""
+        return frozenset({"rules", "calibration"})
 
     def apply(self, model: ir.Model, context: Context) -> Change:
         """Writes the quantization of the weights.
@@ -63,6 +66,8 @@ class WeightOnly(Pass):
         change = Change(details={"scheme": self.name, "bits": self.bits})
         if self.bits == 4 and not four:
             change.notes.append("the model's opset has no 4-bit integers, so weights have 8 bits")
+        if context.calibration is None:
+            change.notes.append(WITH_DATA)
         keep = set(kept(model, self.keep_float))
         params = constants(model, rules, keep, context, self.name, change, block if four else 0)
         write(model, params)

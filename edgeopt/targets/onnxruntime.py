@@ -31,6 +31,8 @@ from edgeopt.targets.base import Emitted, ModelFile, Problem, Target, refuse
 EXTERNAL = 2**31 - 2**24
 """Models above this many bytes of weights cannot be one protobuf file."""
 
+ORT_BYTES = "onnxruntime orders the tensors of an .ort file anew each time, so its bytes differ between runs"
+
 
 @dataclass(frozen=True)
 class Onnxruntime(Target):
@@ -84,7 +86,7 @@ class Onnxruntime(Target):
             if large:
                 raise OutputError("an .ort file cannot hold more than 2 GB", hint="--format onnx")
             _save_ort(stripped, folder / "model.ort", platform)
-            return Emitted("model.ort", (ModelFile("model.ort"),))
+            return Emitted("model.ort", (ModelFile("model.ort"),), notes=(ORT_BYTES,))
         if large:
             ir.save(stripped, folder / "model.onnx", external_data="model.data")
             return Emitted("model.onnx", (ModelFile("model.onnx"), ModelFile("model.data")))
@@ -142,6 +144,7 @@ def strip_names(model: ir.Model) -> ir.Model:
                 graph.initializers.pop(value.name or "")
                 value.name = short()
                 graph.register_initializer(value)
+                value.type, value.shape = None, None
         for value in (*graph.inputs, *graph.outputs):
             value.doc_string = None
             value.metadata_props.clear()

@@ -1,0 +1,159 @@
+"""Calibration: from data to the parameters of every site, and what they are worth."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from edgeopt import fidelity
+from edgeopt.graph.execute import Executor
+from edgeopt.graph.observers import Method, Observer, activation_bytes, channel_scales, observe, parameters
+from edgeopt.graph.placement import Placement, place
+from edgeopt.graph.quantization import Parameters, QuantParams, Site, write
+from edgeopt.passes.base import Samples
+from edgeopt.platform import QuantizationRules, TensorRule
+
+BATCH = 8
+"""Samples per call of the calibration, where the model takes several and memory allows it."""
+
+BYTES_PER_CALL = 2**28
+"""Activations of one call stay below this where a smaller batch can do that."""
+
+BYTES_PER_TRIAL = 2**30
+"""Trials, which compare alternatives, run over so many bytes of activations each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Calls:
+    """Model calls that can be iterated again and again.
+
+    Attributes:
+        data: The samples.
+        batch: How many of them make a call, where the model can.
+        limit: How many there are at most.
+    """
+
+    data: Samples
+    batch: int
+    limit: int
+
+    @classmethod
+    def fitting(cls, model: ir.Model, data: Samples, limit: int) -> Calls:
+        """Chooses the batch by the memory that the model's activations take."""
+        first = next(data.feeds(), None)
+        size = max(activation_bytes(model, first), 1) if first is not None else 1
+        return cls(data, int(np.clip(BYTES_PER_CALL // size, 1, BATCH)), limit)
+
+    def for_trials(self, model: ir.Model) -> Calls:
+        """Returns fewer calls, so that a trial stays cheap: 64 samples, or down to 2 of a large model."""
+        first = next(self.data.feeds(), None)
+        size = max(activation_bytes(model, first), 1) if first is not None else 1
+        return Calls(self.data, self.batch, min(self.limit, int(np.clip(BYTES_PER_TRIAL // size, 2, 64))))
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        if self.limit >= len(self.data):
+            return self.data.feeds(self.batch)
+        return _first_samples(self.data.feeds(self.batch), self.limit)
+
+
+def _first_samples(calls: Iterator[dict[str, np.ndarray]], limit: int) -> Iterator[dict[str, np.ndarray]]:
+    """Passes on calls until they hold so many samples, judged by their first axes."""
+    seen = 0
+    for feeds in calls:
+        if seen >= limit:
+            return
+        yield feeds
+        seen += max((array.shape[0] for array in feeds.values() if array.ndim), default=1)
+
+
+def worth(model: ir.Model, params: Parameters, calls: Calls) -> float:
+    """Returns the fidelity in dB of a model with some quantization to itself without."""
+    quantized = model.clone()
+    write(quantized, params)
+    with Executor(model, optimize=True) as reference, Executor(quantized) as executor:
+        value = fidelity.compare(reference.run, executor.run, calls).value
+    return fidelity.LIMIT if value is None else value
+
+
+def calibrate(
+    model: ir.Model,
+    rules: QuantizationRules,
+    calls: Calls,
+    keep: set[str],
+    known: dict[str, Observer] | None = None,
+) -> tuple[Placement, dict[str, Observer]]:
+    """Places the quantization and observes the values that need ranges.
+
+    Values that turn out to hold masks are given up, with the nodes that wanted them; what that asks for
+    anew is observed in another run.
+    """
+    observers = dict(known or {})
+    while True:
+        unfit = {name for name, observer in observers.items() if observer.marks}
+        placement = place(model, rules, keep, unfit)
+        missing = [name for name in placement.observed if name not in observers]
+        if not missing:
+            return placement, observers
+        observers.update(observe(model, missing, calls))
+
+
+def scales(
+    model: ir.Model,
+    placement: Placement,
+    observers: dict[str, Observer],
+    method: Method,
+) -> Parameters:
+    """Turns observed ranges and constants into parameters for every site."""
+    params: dict[Site, list[QuantParams]] = {}
+    ranges: dict[str, QuantParams] = {}
+    for where, origin in placement.activations.items():
+        if origin not in ranges:
+            ranges[origin] = _activation(observers[origin], placement.rules[where], method)
+        params[where] = [ranges[origin]]
+        ranges.setdefault(where.value, ranges[origin])
+    smallest = _smallest_scales(model, placement, ranges)
+    for where, constant in placement.constants.items():
+        tensor = model.graph.initializers[constant.value].const_value
+        assert tensor is not None
+        dtype = _dtype(constant.rule)
+        if constant.rule.symmetric:
+            scale = channel_scales(tensor.numpy(), constant.axis, dtype)
+            if constant.value in smallest:
+                scale = np.maximum(scale, smallest[constant.value]).astype(np.float32)
+            params[where] = [QuantParams(dtype, scale, None, None if scale.ndim == 0 else constant.axis)]
+        else:
+            array = tensor.numpy()
+            params[where] = [parameters(float(array.min()), float(array.max()), dtype)]
+    return params
+
+
+def _activation(observer: Observer, rule: TensorRule, method: Method) -> QuantParams:
+    dtype = _dtype(rule)
+    if rule.scale is not None:
+        zero = np.asarray(rule.zero_point, dtype.numpy()) if rule.zero_point else None
+        return QuantParams(dtype, np.asarray(rule.scale, np.float32), zero)
+    low, high = observer.range(method, dtype, rule.symmetric)
+    return parameters(low, high, dtype, rule.symmetric)
+
+
+def _smallest_scales(
+    model: ir.Model, placement: Placement, ranges: dict[str, QuantParams]
+) -> dict[str, np.ndarray]:
+    """Returns per weight the smallest scales with which every int32 bias fits, with a bit to spare."""
+    smallest: dict[str, np.ndarray] = {}
+    for _, source, weight, bias, axis in placement.biases:
+        tensor = model.graph.initializers[bias].const_value
+        scale = ranges[source].scale if source in ranges else None
+        if tensor is None or scale is None:
+            continue
+        needed = np.abs(tensor.numpy().reshape(-1).astype(np.float64)) / (float(scale) * 2.0**30)
+        least = np.asarray(needed.max(initial=0.0)) if axis is None else needed
+        smallest[weight] = np.maximum(smallest.get(weight, np.zeros_like(least)), least)
+    return smallest
+
+
+def _dtype(rule: TensorRule) -> ir.DataType:
+    return ir.DataType[rule.dtype.upper()]

@@ -1,0 +1,215 @@
+"""Quantizing real graphs: what runs in integers, what stays in float, and how faithful it is."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from edgeopt import fidelity, passes
+from edgeopt.errors import PassError, UserError
+from edgeopt.graph.execute import Executor
+from edgeopt.graph.quantization import Site, read
+from edgeopt.passes import Change, Context, Facets, Pass, Plan
+from edgeopt.passes.base import Entry
+from edgeopt.platform import load_platform
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from networks import Net, Rows, attention_net, residual_net, rows
+
+
+def facets(samples: Rows | None) -> Facets:
+    rules = load_platform("generic-armv8").rules
+    if samples is None:
+        return Facets(rules=rules)
+    return Facets(rules=rules, calibration=samples, validation=Rows(samples.rows[4::5]))
+
+
+def follow(plan: Plan, model: ir.Model, served: Facets) -> tuple[ir.Model, list[Entry]]:
+    ledger: list[Entry] = []
+    while (step := plan.next(model, Context(served, plan.reads), ledger)) is not None:
+        model = model.clone()
+        change = step.apply(model, Context(served, step.reads))
+        ledger.append(Entry(step, change, model))
+    return model, ledger
+
+
+def quantize(model: ir.Model, samples: Rows | None = None, **options: object) -> tuple[ir.Model, list[Entry]]:
+    plan = passes.make("quantize", options)
+    assert isinstance(plan, Plan)
+    return follow(plan, model, facets(samples))
+
+
+def apply(name: str, model: ir.Model, samples: Rows | None = None, **options: object) -> Change:
+    step = passes.make(name, options)
+    assert isinstance(step, Pass)
+    return step.apply(model, Context(facets(samples), step.reads))
+
+
+def decibels(one: ir.Model, other: ir.Model, samples: Rows) -> float:
+    value = fidelity.compare(Executor(one).run, Executor(other).run, samples.feeds()).value
+    assert value is not None
+    return value
+
+
+def test_a_convolutional_network_is_quantized_throughout() -> None:
+    model, samples = residual_net(), rows((3, 8, 8))
+    quantized, ledger = quantize(model, samples)
+    assert [entry.step.name for entry in ledger] == ["equalize-channels", "static-int8", "restore-float"]
+    found = {where.value: where for where in read(quantized)}
+    activations = [name for name in found if name.startswith("v")]
+    # after each ReLU and each bare convolution, the sum, the pooling and the flattening; not the logits
+    assert activations == ["v1", "v3", "v4", "v6", "v8", "v9", "v10", "v11"]
+    assert decibels(model, quantized, samples) > 25
+
+
+def test_a_transformer_keeps_what_lies_between_products_in_float() -> None:
+    model, samples = attention_net(), rows((6, 32))
+    quantized, _ = quantize(model, samples)
+    params = read(quantized)
+    products = {node.name for node in quantized.graph if node.op_type == "MatMul"}
+    for where in params:
+        if where.readers is not None:
+            assert {reader for reader, _ in where.readers} <= products
+    assert "c3" not in {where.value for where in params}  # the mask
+    assert Site("x") not in params  # the residual sum reads the float
+    assert decibels(model, quantized, samples) > 25
+
+
+def test_a_value_with_infinities_is_not_quantized() -> None:
+    net = Net(["n", 4, 8])
+    mask = net.constant(np.array([0, -np.inf, 0, 0], np.float32).reshape(4, 1))
+    masked = net.add("Add", net.x, mask)
+    left = net.add("MatMul", net.add("Softmax", masked, axis=1), net.weight(8, 8))
+    bad = net.add("MatMul", masked, net.weight(8, 8))
+    model = net.model(left, bad)
+    samples = rows((4, 8))
+    change = apply("static-int8", model, samples)
+    assert any("mask" in skipped.reason for skipped in change.skipped)
+    assert len(change.rewrites) == 1
+    assert masked.name not in {where.value for where in read(model)}
+
+
+def test_keep_float_speaks_original_names() -> None:
+    model, samples = residual_net(), rows((3, 8, 8))
+    nodes = [node.name for node in model.graph if node.op_type == "Gemm"]
+    quantized, _ = quantize(model, samples, keep_float=("/gemm_*",))
+    gemm = next(node for node in quantized.graph if node.op_type == "Gemm")
+    assert [gemm.name] == nodes
+    assert all(value is not None and not value.name.endswith("dequantized") for value in gemm.inputs[1:])  # type: ignore[union-attr]
+    with pytest.raises(UserError, match="no node matches") as error:
+        quantize(model, samples, keep_float=("/gemmm_*",))
+    assert "/gemm_12" in error.value.nearest
+
+
+def test_the_bias_always_fits_int32() -> None:
+    net = Net(["n", 4])
+    weight = net.constant(np.diag([1.0, 1e-9, 1.0, 0.0]).astype(np.float32))
+    bias = net.constant(np.array([1, 1000, -1, 5], np.float32))
+    net_out = net.add("Gemm", net.x, weight, bias, transB=1)
+    model = net.model(net_out)
+    apply("static-int8", model, rows((4,)))
+    params = read(model)
+    scale = params[Site("c0")][0].scale
+    source = params[Site("x")][0].scale
+    assert scale is not None and source is not None
+    assert np.all(np.abs(bias.const_value.numpy()) / (scale * source) < 2**31)  # type: ignore[union-attr]
+
+
+def test_a_shared_weight_has_one_scale() -> None:
+    net = Net(["n", 4, 8])
+    weight = net.weight(8, 8)
+    model = net.model(net.add("MatMul", net.add("MatMul", net.x, weight), weight))
+    apply("static-int8", model, rows((4, 8)))
+    assert Site(weight.name or "") in read(model)
+
+
+def test_without_data_matrix_products_are_dynamic_and_convolutions_store_bytes() -> None:
+    dynamic, ledger = quantize(attention_net())
+    assert [entry.step.name for entry in ledger] == ["dynamic-int8"]
+    assert any(chain[0].scale is None for chain in read(dynamic).values())
+    assert decibels(attention_net(), dynamic, rows((6, 32))) > 25
+    model = residual_net()
+    stored, ledger = quantize(model)
+    assert [entry.step.name for entry in ledger] == ["weight-only"]
+    assert all(where.value.startswith("c") for where in read(stored))
+    assert any("calibration" in note for entry in ledger for note in entry.change.notes)
+    with pytest.raises(UserError, match="needs calibration data"):
+        quantize(model, scheme="static-int8")
+    with pytest.raises(PassError, match="needs calibration data"):
+        apply("static-int8", model)
+
+
+def test_four_bits_come_in_blocks() -> None:
+    net = Net(["n", 4, 64])
+    model = net.model(net.add("MatMul", net.x, net.weight(64, 32)))
+    quantized, _ = quantize(model, scheme="weight-only", bits=4, block=32)
+    (params,) = read(quantized)[Site("c0")]
+    assert (params.dtype, params.block, params.axis) == (ir.DataType.INT4, 32, 0)
+    assert decibels(model, quantized, rows((4, 64))) > 15
+
+
+def test_float16_halves_what_is_stored() -> None:
+    model, samples = residual_net(), rows((3, 8, 8))
+    quantized, _ = quantize(model, scheme="float16")
+    large = [value for value in quantized.graph.initializers.values() if value.const_value.size >= 64]  # type: ignore[union-attr]
+    assert large and all(value.dtype == ir.DataType.FLOAT16 for value in large)
+    assert decibels(model, quantized, samples) > 60
+
+
+def test_layers_that_int8_ruins_return_to_float() -> None:
+    net = Net(["n", 3, 8, 8])
+    first = net.conv(net.x, 3, 8)
+    spread = net.constant(np.logspace(-4, 4, 8).astype(np.float32).reshape(1, 8, 1, 1))
+    wild = net.add("Mul", first, spread)
+    tame = net.constant(
+        (1 / np.logspace(-4, 4, 8)).astype(np.float32).reshape(1, 8, 1, 1)
+        + np.zeros(8, np.float32).reshape(8, 1, 1, 1)
+    )
+    model = net.model(net.add("Conv", wild, tame))
+    samples = rows((3, 8, 8))
+    quantized, ledger = quantize(model, samples, fidelity=20.0)
+    last = ledger[-1].change
+    assert last.details["fidelity"] < 20
+    assert last.details["restored"]
+    assert any("stay in float" in note for note in last.notes)
+    assert decibels(model, quantized, samples) >= 20
+
+
+def test_options_are_checked() -> None:
+    with pytest.raises(UserError, match="scheme"):
+        passes.make("quantize", {"scheme": "static-int"})
+    with pytest.raises(UserError, match="bits"):
+        passes.make("quantize", {"bits": 3})
+
+
+def test_equalizing_changes_no_output_and_undoes_a_rescaling() -> None:
+    model, samples = residual_net(), rows((3, 8, 8))
+    rescaled = model.clone()
+    values = rescaled.graph.initializers
+    factors = np.exp2(np.linspace(-6, 6, 8)).astype(np.float32)  # between the block's two convolutions
+    scaled = {
+        "c2": values["c2"].const_value.numpy() * factors.reshape(8, 1, 1, 1),  # type: ignore[union-attr]
+        "c3": values["c3"].const_value.numpy() * factors,  # type: ignore[union-attr]
+        "c4": values["c4"].const_value.numpy() / factors.reshape(1, 8, 1, 1),  # type: ignore[union-attr]
+    }
+    for name, array in scaled.items():
+        values[name].const_value = ir.tensor(array.astype(np.float32), name=name)
+    equalized = rescaled.clone()
+    change = apply("equalize-channels", equalized, samples)
+    assert change.details["alpha"] is not None
+    assert decibels(model, equalized, samples) > 100
+    worse, _ = quantize(rescaled, samples, equalize=False, fidelity=0.0)
+    better, _ = quantize(rescaled, samples, fidelity=0.0)
+    assert decibels(model, better, samples) > decibels(model, worse, samples) + 3
+
+
+def test_without_data_equalizing_uses_the_weights_alone() -> None:
+    model = residual_net()
+    equalized = model.clone()
+    assert apply("equalize-channels", equalized).rewrites
+    assert decibels(model, equalized, rows((3, 8, 8))) > 100
