@@ -15,6 +15,7 @@ graph and every subgraph (of If, Loop, Scan) in order, asks whether the rewrite 
 from __future__ import annotations
 
 import logging
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
@@ -44,6 +45,9 @@ __all__ = [
 
 MAX_SWEEPS = 20
 """A sound set of rules settles in a handful of sweeps over the graph; this only bounds a bad one."""
+
+LARGE = 2**24
+"""New constants from this many bytes on are mapped from a file."""
 
 _COMMUTATIVE = {"Add", "Mul", "Max", "Min", "And", "Or", "Equal", "Sum"}
 
@@ -134,11 +138,24 @@ def tensor_of(value: ir.Value | None) -> ir.TensorProtocol | None:
 
 
 def initializer(name: str, array: np.ndarray) -> ir.Value:
-    """A new constant; ``rewrite`` gives it a unique name and registers it with the graph."""
-    tensor = ir.Tensor(np.asarray(array, order="C"), name=name)
+    """A new constant; ``rewrite`` gives it a unique name and registers it with the graph.
+
+    A large one is written to a nameless temporary file and mapped, so that folding the weights of a model
+    larger than memory takes no more of it than one of them.
+    """
+    tensor = ir.Tensor(_mapped(np.asarray(array, order="C")), name=name)
     return ir.Value(
         name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
     )
+
+
+def _mapped(array: np.ndarray) -> np.ndarray:
+    if array.nbytes < LARGE:
+        return array
+    with tempfile.TemporaryFile(prefix="edgeopt-") as file:
+        array.tofile(file)
+        file.flush()
+        return np.memmap(file, dtype=array.dtype, mode="r", shape=array.shape)
 
 
 def node(

@@ -1,5 +1,7 @@
 import json
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -20,6 +22,11 @@ from edgeopt.graph.rewriting import (
     rule,
 )
 from edgeopt.passes import Context
+
+
+@pytest.fixture(autouse=True)
+def reproducers_beside_the_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
 
 def value(name: str, *shape: int | str, dtype: ir.DataType = ir.DataType.FLOAT) -> ir.Value:
@@ -171,3 +178,11 @@ def test_nodes_without_names_get_stable_ones() -> None:
     name_nodes(unnamed)
     assert [item.name for item in unnamed.graph] == ["Mul:a", "Mul:y"]
     assert original_names(unnamed.graph[0]) == ("Mul:a",)
+
+
+def test_large_constants_are_mapped_and_not_held() -> None:
+    numbers = np.arange(2**22 + 5, dtype=np.float32)
+    large = initializer("large", numbers)
+    assert isinstance(constant(large), np.memmap)
+    np.testing.assert_array_equal(constant(large), numbers)
+    assert not isinstance(constant(initializer("small", numbers[:10])), np.memmap)

@@ -282,3 +282,26 @@ def test_a_limit_makes_a_prefix_of_the_rewrites() -> None:
         assert len(rules) == min(limit, 2)
         assert rules[: len(every)] == every
         every = rules
+
+
+@pytest.mark.parametrize("batch", [2, "n"])
+def test_a_state_that_starts_at_zero_is_dropped(batch: Any) -> None:
+    random = np.random.default_rng(0)
+    weights = {
+        "w": random.normal(size=(1, 12, 3)).astype(np.float32),
+        "r": random.normal(size=(1, 12, 4)).astype(np.float32),
+        "b": random.normal(size=(1, 24)).astype(np.float32),
+        "one": INT([1]),
+        "four": INT([4]),
+        "place": INT([1]),
+    }
+    nodes = [
+        N("Shape", ["x"], ["shape"]),
+        N("Gather", ["shape", "place"], ["batch"]),
+        N("Concat", ["one", "batch", "four"], ["size"], axis=0),
+        N("ConstantOfShape", ["size"], ["h"]),
+        N("GRU", ["x", "w", "r", "b", "", "h"], ["", "y"], hidden_size=4),
+    ]
+    after, _ = simplified(made(nodes, {"x": [5, batch, 3]}, ["y"], weights))
+    assert operators(after) == ["GRU"]
+    assert len([value for value in after.graph[0].inputs if value is not None]) == 4

@@ -55,6 +55,8 @@ class Simplify(Pass):
             shapes.infer_shapes(model)
         if whole and context.verify != "off":
             _compare(model, original, change, context)
+        change.skipped = list(dict.fromkeys(change.skipped))
+        change.notes = list(dict.fromkeys(change.notes))
         change.summary = f"{count} -> {sum(1 for _ in all_nodes(model))} nodes"
         return change
 

@@ -170,6 +170,23 @@ def choose_where(where: ir.Node) -> Result:
     return chosen if shape is not None and None not in shape and shape == dims(where.outputs[0]) else None
 
 
+@rule("GRU|LSTM|RNN", name="initial state of zeros", shared=True)
+def drop_zero_state(recurrent: ir.Node) -> Result:
+    """A state that starts at zero is the default."""
+    inputs = list(recurrent.inputs)
+    zeros = [place for place in range(5, min(7, len(inputs))) if _is_zero(inputs[place])]
+    if not zeros:
+        return None
+    makers = [value.producer() for place in zeros if (value := inputs[place]) is not None]
+    for place in zeros:
+        inputs[place] = None
+    outputs = len(recurrent.outputs)
+    new = ir.Node("", recurrent.op_type, inputs, list(recurrent.attributes.values()), num_outputs=outputs)
+    nodes = [*(maker for maker in makers if maker is not None), recurrent]  # the zeros are part of the proof
+    read = [place for place, old in enumerate(recurrent.outputs) if old.uses() or old.is_graph_output()]
+    return Replacement({recurrent.outputs[place]: new.outputs[place] for place in read}, nodes)
+
+
 @rule("If", name="constant condition")
 def choose_branch(choice: ir.Node) -> Result:
     """The branch that is always taken stands in place of the choice."""
@@ -189,6 +206,16 @@ def choose_branch(choice: ir.Node) -> Result:
     if any(value.const_value is None for value in constants):
         return NoMatch("an initializer of the branch has no value")
     return Replacement(dict(zip(choice.outputs, outputs, strict=True)), [choice])
+
+
+def _is_zero(value: ir.Value | None) -> bool:
+    numbers, maker = constant(value), None if value is None else value.producer()
+    if numbers is None and maker is not None and maker.op_type == "Expand":
+        numbers = constant(maker.inputs[0])
+    if numbers is None and maker is not None and maker.op_type == "ConstantOfShape":
+        given = maker.attributes.get("value")
+        numbers = np.zeros(1) if given is None else given.as_tensor().numpy()
+    return numbers is not None and not numbers.any()
 
 
 def _target(cast: ir.Node) -> ir.DataType:
@@ -270,5 +297,6 @@ RULES = (
     drop_double_negation,
     drop_double_not,
     choose_where,
+    drop_zero_state,
     choose_branch,
 )
