@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,12 @@ class Part:
     validate: Samples | None = None
     figures: Mapping[str, Evidence] = field(default_factory=dict)
 
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The inputs' shapes in one call, as the calibration data have them; empty without data."""
+        first = None if self.calibrate is None else next(iter(self.calibrate.feeds()), None)
+        return {} if first is None else {name: array.shape for name, array in first.items()}
+
     def calls(self, seed: int) -> Iterator[Mapping[str, np.ndarray]]:
         """A few model calls: of validation data, or seeded ones where there are no data."""
         if self.validate is not None:
@@ -242,7 +249,7 @@ class Corridor:
                 calibration=part.calibrate,
                 validation=part.validate,
                 teacher=part.original,
-                predictor=predict.RooflinePredictor(self.job.platform, self.job.threads),
+                predictor=predict.RooflinePredictor(self.job.platform, self.job.threads, part.shapes),
                 budget=self.job.budgets,
             ),
             teacher=part.digest,
@@ -304,8 +311,8 @@ class Corridor:
         record = self.store.record(key)
         if record is None:
             size = Evidence("size", model_size(state.model), "B", "predicted", self.device)
-            latency = predict.predict(state.model, self.job.platform, self.job.threads).latency
-            memory = predict.peak_memory(int(size.value), state.model, self.job.platform)
+            latency = predict.predict(state.model, self.job.platform, self.job.threads, part.shapes).latency
+            memory = predict.peak_memory(int(size.value), state.model, self.job.platform, part.shapes)
             found = [size, latency, memory]
             if validation is not None and part.validate is not None:
                 with Executor(part.original, optimize=True) as expected, Executor(state.model) as actual:

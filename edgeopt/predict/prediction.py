@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
@@ -115,17 +115,19 @@ class RooflinePredictor:
 
     platform: Platform
     threads: int = 1
+    shapes: Shapes = field(default_factory=dict)
 
     @property
     def digest(self) -> str:
         """SHA-256 of everything the prediction depends on."""
         table = load_efficiency().model_dump_json()
-        text = f"{self.platform.digest} {table} {self.threads}"
+        shapes = {name: list(shape) for name, shape in sorted(self.shapes.items())}
+        text = f"{self.platform.digest} {table} {self.threads} {shapes}"
         return hashlib.sha256(text.encode()).hexdigest()
 
     def latency(self, model: ir.Model) -> float:
         """Predicts the median latency of one call, in seconds."""
-        return predict(model, self.platform, self.threads).latency.value
+        return predict(model, self.platform, self.threads, self.shapes).latency.value
 
 
 def _spread(counted: Cost, seconds: tuple[float, ...], runtime: str) -> Spread:

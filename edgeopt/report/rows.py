@@ -120,6 +120,10 @@ def sentences(outcome: Outcome) -> list[str]:
             low, high = (bound / latency.value for bound in latency.interval)
             spread = f"; the true latency is {low:.2g} to {high:.2g} times that, 95 % of the time"
         found.append(f"* predicted for {outcome.device}, not measured{spread}")
+        if assumed := latency.conditions.get("assumed"):
+            found.append(
+                f"  taken as 1 in the prediction: {', '.join(assumed)} (give data, or sizes with --shape)"
+            )
     judged = next(
         (figure for name, figure in outcome.after.items() if name in outcome.before and figure.n), None
     )
