@@ -31,7 +31,7 @@ from edgeopt.graph.cost import model_size
 from edgeopt.graph.execute import Executor
 from edgeopt.graph.names import name_nodes, original_names
 from edgeopt.harness import Harness, record_calls
-from edgeopt.job import Job, describe, make_steps, structure_passes
+from edgeopt.job import Job, default_passes, describe, make_steps
 from edgeopt.load import load, refuse_unknown_operators
 from edgeopt.outcome import Outcome, StepRecord
 from edgeopt.passes.base import Facets, Options, Samples
@@ -263,7 +263,7 @@ class Corridor:
         self.note(part, change)
         self.precisions[part.name] = "float32"
         checked = False
-        for options in self.job.steps if self.job.steps is not None else default_steps():
+        for options in self.job.steps if self.job.steps is not None else make_steps(default_passes()):
             if options.stage != "structure" and not checked:
                 refuse(self.job.target.check(part.state.model, self.job.platform), self.job.platform)
                 checked = True
@@ -536,11 +536,6 @@ class Corridor:
                 },
             },
         )
-
-
-def default_steps() -> tuple[Options, ...]:
-    """The platform's own plan: every exact pass, then quantization as its rules allow."""
-    return make_steps([*structure_passes(), ("quantize", {})])
 
 
 def _raise(model: ir.Model) -> tuple[ir.Model, Change]:

@@ -141,7 +141,7 @@ def jobs(file: RecipeFile, **common: Any) -> list[Job]:
             for name, entry in recipe.named_models().items():
                 where = ("models", name) if recipe.models else ("model",)
                 with _placed(file, *((*where, "passes") if entry.passes is not None else ("passes",))):
-                    steps = recipe.steps(entry, recipe.devices[index])
+                    steps = recipe.steps(entry, recipe.devices[index], default_passes())
                     made = None if steps is None else make_steps(steps)
                 root = file.resolve(recipe.output.dir)
                 found.append(
@@ -269,6 +269,11 @@ def structure_passes() -> list[tuple[str, dict[str, Any]]]:
     """The exact passes of the platform's own plan, in order; fusions of other packages come last."""
     others = [name for name in registry.names() if name.startswith("fuse-") and name not in EXACT]
     return [(name, {}) for name in (*EXACT, *others)]
+
+
+def default_passes() -> list[tuple[str, dict[str, Any]]]:
+    """The platform's own plan: every exact pass, then quantization as its rules allow."""
+    return [*structure_passes(), ("quantize", {})]
 
 
 def _name(model: Any) -> str:

@@ -144,14 +144,22 @@ class Recipe(schema.Schema):
         limits = {**self.budget.model_dump(exclude_none=True), **own}
         return tuple(Budget.parse(quantity, limits[quantity]) for quantity in KINDS if quantity in limits)
 
-    def steps(self, model: ModelEntry, device: str) -> list[tuple[str, dict[str, Any]]] | None:
-        """The passes of one model on one device, overrides applied; ``None`` for the default ones."""
+    def steps(
+        self, model: ModelEntry, device: str, default: Sequence[tuple[str, dict[str, Any]]] = ()
+    ) -> list[tuple[str, dict[str, Any]]] | None:
+        """The passes of one model on one device, overrides applied; ``None`` for the default ones.
+
+        Args:
+            model: One of the recipe's models.
+            device: One of its devices.
+            default: The default passes, which the overrides change where the recipe lists none.
+        """
         chosen = model.passes if model.passes is not None else self.passes
         overrides = self.overrides.get(device, {})
         if chosen is None and not overrides:
             return None
         steps = [(name, dict(options)) for entry in chosen or [] for name, options in entry.items()]
-        return merge_overrides(steps, overrides) if chosen is not None else list(overrides.items())
+        return merge_overrides(steps if chosen is not None else default, overrides)
 
 
 @dataclass(frozen=True, slots=True)
