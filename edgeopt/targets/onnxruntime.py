@@ -82,6 +82,8 @@ class Onnxruntime(Target):
             if value.const_value is not None
         )
         large = size > EXTERNAL
+        if not large:
+            ir.external_data.load_to_model(stripped)  # the store keeps large weights in files of its own
         if self.format == "ort":
             if large:
                 raise OutputError("an .ort file cannot hold more than 2 GB", hint="--format onnx")

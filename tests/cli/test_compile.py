@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -189,3 +190,25 @@ def test_a_recipe_decides_what_it_holds(edgeopt: Edgeopt) -> None:
     ran = edgeopt("compile", "--max-size", "1MiB")
     assert ran.code == 2
     assert "has no effect beside a recipe" in ran.err
+
+
+def test_weights_that_the_store_holds_are_in_the_artifact(edgeopt: Edgeopt) -> None:
+    """Weights above 1 MiB pass through the store as files; what ships is whole and runs anywhere."""
+    weight = np.random.default_rng(0).standard_normal((64, 8192)).astype(np.float32)
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("MatMul", ["x", "w"], ["y"], name="product")],
+        "graph",
+        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["batch", 64])],
+        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["batch", 8192])],
+        [onnx.numpy_helper.from_array(weight, "w")],
+    )
+    onnx.save(
+        onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8),
+        "m.onnx",
+    )
+    for number in range(2):
+        ran = edgeopt("compile", "m.onnx", *DEVICE, "--scheme", "float16", "-o", f"out{number}")
+        assert ran.code == 0, ran.err
+    shutil.rmtree(os.environ["EDGEOPT_CACHE"])
+    found = open_artifact(Path("out1")).open()["model"].run({"x": np.ones((1, 64), np.float32)})["y"]
+    assert np.allclose(found, weight.sum(0), atol=0.1)
