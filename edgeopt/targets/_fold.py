@@ -19,6 +19,9 @@ from edgeopt.graph.quantization import (
     write,
 )
 
+RECURRENT = ("GRU", "LSTM", "RNN")
+"""Operators that compute in float whatever their weights are stored in."""
+
 
 @dataclass(slots=True)
 class Biases:
@@ -133,6 +136,62 @@ def _dequantize_rows(
             result.name, rows.name = rows.name, names.value(f"{rows.name}_integers")
     rows.type = ir.TensorType(params.dtype)
     graph.insert_after(node, after)
+
+
+def widen_at_load(model: ir.Model) -> int:
+    """Lets a runtime dequantize weights once, at load, where their operator computes in float, in place.
+
+    DequantizeLinear of a constant is never folded by onnxruntime, so a recurrent layer or a convolution
+    that reads one widens its weights at every call. The same numbers as Cast and Mul are folded.
+
+    Returns:
+        How many weights are widened at load.
+    """
+    graph = model.graph
+    names = Names(model)
+    count = 0
+    for node in list(graph):
+        if node.op_type != "DequantizeLinear" or "block_size" in node.attributes:
+            continue
+        integers, scale = node.inputs[0], node.inputs[1]
+        zero = node.inputs[2] if len(node.inputs) > 2 else None
+        result = node.outputs[0]
+        if integers is None or scale is None or scale.const_value is None or integers.const_value is None:
+            continue
+        if integers.dtype != ir.DataType.INT8 or not all(_in_float(use.node) for use in result.uses()):
+            continue
+        if zero is not None and (zero.const_value is None or np.any(zero.const_value.numpy())):
+            continue
+        factors = scale.const_value.numpy()
+        if factors.ndim == 1:
+            axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 1
+            rank = len(integers.const_value.shape)
+            factors = factors.reshape([-1 if index == axis % rank else 1 for index in range(rank)])
+        aligned = add_initializer(graph, names.value(f"{scale.name}_aligned"), ir.tensor(factors))
+        stem = node.name or ""
+        to = ir.AttrInt64("to", ir.DataType.FLOAT.value)
+        cast = ir.Node("", "Cast", [integers], [to], name=names.node(f"{stem}_cast"))
+        cast.outputs[0].name = names.value(f"{result.name}_unscaled")
+        product = ir.Node("", "Mul", [cast.outputs[0], aligned], name=names.node(f"{stem}_mul"))
+        for value in (cast.outputs[0], product.outputs[0]):
+            value.type, value.shape = ir.TensorType(ir.DataType.FLOAT), integers.shape
+        graph.insert_before(node, (cast, product))
+        result.replace_all_uses_with(product.outputs[0])
+        product.outputs[0].name = names.value(f"{result.name}_widened")
+        graph.remove(node, safe=True)
+        for constant in (scale, zero):
+            if constant is not None:
+                drop_initializer(graph, constant)
+        count += 1
+    return count
+
+
+def _in_float(node: ir.Node) -> bool:
+    if node.op_type in ("Conv", "ConvTranspose", "Gemm"):
+        value = node.inputs[0]
+        producer = None if value is None else value.producer()
+        return producer is None or producer.op_type != "DequantizeLinear"
+    return node.op_type in RECURRENT
 
 
 def fold_biases(model: ir.Model) -> Biases:

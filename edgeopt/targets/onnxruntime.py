@@ -2,7 +2,8 @@
 
 ``prepare`` folds quantized weights to integers and biases to int32 at scale input x weight, each behind a
 DequantizeLinear of its own, because onnxruntime joins it with the one operator that reads it. Rows of a
-quantized table are gathered as integers. ``emit`` strips everything that a device does not need.
+quantized table are gathered as integers, and weights of operators that compute in float are widened once,
+at load. ``emit`` strips everything that a device does not need.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from edgeopt.graph.change import Change
 from edgeopt.graph.execute import first_line
 from edgeopt.platform import Platform
 from edgeopt.session import Session, TensorSpec
-from edgeopt.targets._fold import fold_biases, fold_constants
+from edgeopt.targets._fold import fold_biases, fold_constants, widen_at_load
 from edgeopt.targets._opset import ir_version, lower
 from edgeopt.targets.base import Emitted, ModelFile, Problem, Target, refuse
 
@@ -65,9 +66,10 @@ class Onnxruntime(Target):
         prepared = model.clone()
         weights = fold_constants(prepared)
         biases = fold_biases(prepared)
+        widened = 0 if self.format == "ort" else widen_at_load(prepared)  # an .ort file would grow
         lower(prepared, platform.rules.opset[1])
         prepared.ir_version = ir_version(prepared.opset_imports.get("", 0))
-        change = Change(details={"weights": weights, "biases": biases.count})
+        change = Change(details={"weights": weights, "biases": biases.count, "widened_at_load": widened})
         if weights:
             change.summary = f"{weights} weights and {biases.count} biases to integers"
         change.notes.extend(biases.notes)
