@@ -25,6 +25,7 @@ from edgeopt.graph.change import Change
 from edgeopt.graph.execute import first_line
 from edgeopt.platform import Platform
 from edgeopt.session import Session, TensorSpec
+from edgeopt.targets._dynamic import expand_dynamic
 from edgeopt.targets._fold import fold_biases, fold_constants, widen_at_load
 from edgeopt.targets._opset import ir_version, lower
 from edgeopt.targets.base import Emitted, ModelFile, Problem, Target, refuse
@@ -65,11 +66,19 @@ class Onnxruntime(Target):
         refuse(self.check(model, platform), platform)
         prepared = model.clone()
         weights = fold_constants(prepared)
+        dynamic = expand_dynamic(prepared)
         biases = fold_biases(prepared)
         widened = 0 if self.format == "ort" else widen_at_load(prepared)  # an .ort file would grow
         lower(prepared, platform.rules.opset[1])
         prepared.ir_version = ir_version(prepared.opset_imports.get("", 0))
-        change = Change(details={"weights": weights, "biases": biases.count, "widened_at_load": widened})
+        change = Change(
+            details={
+                "weights": weights,
+                "biases": biases.count,
+                "widened_at_load": widened,
+                "dynamic": dynamic,
+            }
+        )
         if weights:
             change.summary = f"{weights} weights and {biases.count} biases to integers"
         change.notes.extend(biases.notes)

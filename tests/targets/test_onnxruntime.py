@@ -161,6 +161,38 @@ def test_dynamic_products_run(tmp_path: Path) -> None:
     assert value is not None and value > 25
 
 
+def test_a_dynamic_product_with_a_bias_runs_in_integers(tmp_path: Path) -> None:
+    net = Net(["n", 32])
+    model = net.model(net.add("Gemm", net.x, net.weight(24, 32), net.weight(24), transB=1))
+    target = targets.make("onnxruntime")
+    prepared, change = target.prepare(quantized(model.clone(), (32,), "dynamic-int8"), PI)
+    assert change.details["dynamic"] == 1
+    kinds = [node.op_type for node in prepared.graph]
+    assert kinds == ["DynamicQuantizeLinear", "MatMulInteger", "Cast", "Mul", "Mul", "Add"]
+    target.emit(prepared, PI, tmp_path)
+    session = target.open(tmp_path, {"model": "model.onnx"})
+    value = fidelity.compare(Executor(model).run, session.run, rows((32,)).feeds()).value
+    assert value is not None and value > 30
+
+
+def test_weights_of_recurrent_layers_are_widened_at_load(tmp_path: Path) -> None:
+    net = Net([5, "n", 8])
+    weights = [net.weight(1, 48, 8), net.weight(1, 48, 16, scale=0.2)]
+    model = net.model(net.add("GRU", net.x, *weights, hidden_size=16))
+    target = targets.make("onnxruntime")
+    stored = model.clone()
+    step = passes.make("weight-only")
+    assert isinstance(step, Pass)
+    step.apply(stored, Context(Facets(rules=PI.rules)))
+    prepared, change = target.prepare(stored, PI)
+    assert change.details["widened_at_load"] == 1  # the other weight is too small to be worth it
+    feeds = {"x": np.random.default_rng(0).standard_normal((5, 2, 8)).astype(np.float32)}
+    target.emit(prepared, PI, tmp_path)
+    result = target.open(tmp_path, {"model": "model.onnx"}).run(feeds)
+    for name, array in Executor(stored).run(feeds).items():
+        np.testing.assert_allclose(result[name], array, rtol=1e-4, atol=1e-5)
+
+
 def test_the_opset_is_lowered_to_what_the_version_takes() -> None:
     model = quantized(residual_net(), (3, 8, 8))
     prepared, _ = targets.make("onnxruntime").prepare(model, on_version("1.17.3"))
