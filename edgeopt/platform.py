@@ -8,7 +8,7 @@ their own by its path.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, cached_property
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -166,6 +166,8 @@ class QuantizationRules(schema.Schema):
         fused_activations: Activations that follow an operator in the same kernel: the value between
             the two is not quantized.
         dynamic: Operators that the runtime can run with ranges computed at run time.
+        constants_stored: How the file holds quantized constants: as integers before DequantizeLinear, or
+            as floats before QuantizeLinear and DequantizeLinear.
         constants: Per operator type the inputs that may hold integers when they are constant, though
             the operator computes in float (weight-only quantization), with the axis that has a scale
             of its own per channel, or ``None``.
@@ -179,6 +181,7 @@ class QuantizationRules(schema.Schema):
     operators: dict[str, OperatorRule]
     fused_activations: list[str] = []
     dynamic: list[str] = []
+    constants_stored: Literal["integer", "float"] = "integer"
     constants: dict[str, dict[int, int | None]] = {}
     block_sizes: list[int] = []
 
@@ -203,6 +206,8 @@ class RuntimeVersion(schema.Schema):
         data_types: Element types that it computes in.
         fusions: The patterns that run as one kernel; the fusion passes of these names may fire.
         precisions: Schemes that it runs, the generally fastest first.
+        float16: What the scheme float16 does to the file: weights are stored in float16, or the file
+            keeps float32 and the command that builds the engine asks for float16.
         quantization: Rules of its integer kernels; ``None`` where it has none.
         formats: Forms of artifact, the default first.
         memory: Peak memory of a process that holds the runtime and an empty session.
@@ -216,6 +221,7 @@ class RuntimeVersion(schema.Schema):
     data_types: list[str] = []
     fusions: list[str] = []
     precisions: list[str] = ["float32"]
+    float16: Literal["stored", "build-flag"] = "stored"
     quantization: QuantizationRules | None = None
     formats: list[str] = ["onnx"]
     memory: Size
@@ -235,6 +241,13 @@ class RuntimeVersion(schema.Schema):
         activation = next((by_isa[name] for name in by_isa if name in isa), self.quantization.activation)
         update = {"activation": activation, "activations_by_isa": {}}
         return self.model_copy(update={"quantization": self.quantization.model_copy(update=update)})
+
+    def within(self, types: Sequence[str]) -> RuntimeVersion:
+        """Returns the rules as they hold on an accelerator that runs only these element types fast."""
+        needed = {"float32": "float32", "float16": "float16"}
+        precisions = [name for name in self.precisions if needed.get(name, "int8") in types]
+        quantization = self.quantization if "int8" in types else None
+        return self.model_copy(update={"precisions": precisions, "quantization": quantization})
 
     @cached_property
     def digest(self) -> str:
@@ -278,9 +291,16 @@ class Platform(schema.Schema):
     def rules(self) -> RuntimeVersion:
         """What the device's version of the runtime can do and demands, on its fastest cores.
 
-        Two devices with equal rules share every step, whatever else tells them apart.
+        Where the runtime is that of an accelerator, only what the accelerator runs fast holds. Two
+        devices with equal rules share every step, whatever else tells them apart.
         """
-        return self.runtime.at(self.runtime_version).on(self.device.cpu.clusters[0].isa)
+        rules = self.runtime.at(self.runtime_version).on(self.device.cpu.clusters[0].isa)
+        return rules if self.accelerator is None else rules.within(self.accelerator.precisions)
+
+    @property
+    def accelerator(self) -> Accelerator | None:
+        """The accelerator that the runtime runs on; ``None`` for the processor."""
+        return next((item for item in self.device.accelerators if item.runtime == self.runtime.name), None)
 
     @cached_property
     def digest(self) -> str:

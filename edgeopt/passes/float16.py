@@ -2,6 +2,9 @@
 
 Half the size at no cost in speed: a runtime widens constants once, at load. Rows of an embedding are
 widened after they are gathered. Weights that float16 cannot hold (beyond 65504) stay as they are.
+
+Where the runtime builds its engine in float16 by itself (the rule ``float16: build-flag``), the file keeps
+float32 and the model only carries the wish.
 """
 
 from __future__ import annotations
@@ -12,17 +15,21 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
+from edgeopt.errors import PassError
 from edgeopt.graph.change import Change, Rewrite, Skipped
 from edgeopt.graph.names import name_nodes
 from edgeopt.graph.quantization import Names, add_initializer
 from edgeopt.passes._rules import kept
-from edgeopt.passes.base import Context, Keeps, Pass, Stage
+from edgeopt.passes.base import Context, Facet, Keeps, Pass, Stage
 
 SMALLEST = 64
 """Constants of fewer elements are not worth a node."""
 
 LARGEST = 65504.0
 """The largest number of float16."""
+
+WISH = "edgeopt.engine"
+"""The key of a model's metadata that says in which precision its engine is to be built."""
 
 
 @dataclass(frozen=True)
@@ -39,14 +46,22 @@ class Float16(Pass):
 
     keep_float: tuple[str, ...] = ()
 
+    @property
+    def reads(self) -> frozenset[Facet]:
+        """The rules."""
+        return frozenset({"rules"})
+
     def apply(self, model: ir.Model, context: Context) -> Change:
         """Replaces the constants of the main graph.
 
         Raises:
             UserError: A pattern of ``keep_float`` matches no node.
+            PassError: Nodes are to stay in float, and the engine's precision is chosen for all at once.
         """
         name_nodes(model)
         keep = set(kept(model, self.keep_float))
+        if context.rules is not None and context.rules.float16 == "build-flag":
+            return self._wish(model, bool(keep))
         change = Change(details={"scheme": self.name})
         names = Names(model)
         for value in list(model.graph.initializers.values()):
@@ -67,6 +82,17 @@ class Float16(Pass):
             change.rewrites.append(Rewrite(self.name, readers[0], readers))
         change.summary = f"{len(change.rewrites)} constants to float16"
         return change
+
+    def _wish(self, model: ir.Model, keep: bool) -> Change:
+        if keep:
+            raise PassError(
+                "the engine is built in float16 as a whole, so no single node can stay in float",
+                hint="leave keep_float out",
+            )
+        model.metadata_props[WISH] = "float16"
+        return Change(
+            summary="the engine computes in float16, the file keeps float32", details={"scheme": self.name}
+        )
 
 
 def _narrow(model: ir.Model, value: ir.Value, tensor: ir.TensorProtocol, names: Names) -> None:

@@ -16,23 +16,57 @@ SAME = {
     *("ScatterElements", "ScatterND", "Selu", "Shape", "Size", "Softplus", "Softsign", "Squeeze"),
     *("ThresholdedRelu", "Transpose", "Unsqueeze", "Where", "BatchNormalization", "Relu", "LeakyRelu"),
     *("PRelu", "Split", "Add", "Sub", "Mul", "Div", "Pow", "CumSum", "Less", "Greater", "Not", "And", "Or"),
+    *("GreaterOrEqual", "LessOrEqual", "IsInf", "IsNaN", "TopK", "LpPool", "GlobalLpPool", "Mish", "EyeLike"),
+    *("Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "Cos", "Cosh", "Sin", "Sinh", "Tan", "Dropout"),
 }
 """Operators whose later versions, between opset 13 and 23, added types or attributes to the earlier."""
 
 ADDED = {
     "AveragePool": {"dilations": 19},
+    "BatchNormalization": {"training_mode": 14},
     "Cast": {"saturate": 19},
     "DequantizeLinear": {"axis": 13, "block_size": 21},
+    "GRU": {"layout": 14},
+    "LSTM": {"layout": 14},
+    "LpPool": {"ceil_mode": 18, "dilations": 18},
     "QuantizeLinear": {"axis": 13, "block_size": 21, "output_dtype": 21, "saturate": 19},
     "Reshape": {"allowzero": 14},
     "Resize": {"antialias": 18, "axes": 18, "keep_aspect_ratio_policy": 18},
+    "RNN": {"layout": 14},
+    "ScatterElements": {"reduction": 16},
+    "ScatterND": {"reduction": 16},
     "Shape": {"start": 15, "end": 15},
     "Split": {"num_outputs": 18},
 }
 """Attributes and the opset that they came with."""
 
-NEUTRAL = {"block_size": 0, "saturate": 1, "allowzero": 0, "start": 0, "antialias": 0, "output_dtype": 0}
-"""Attributes that may be dropped where they have these values."""
+NEUTRAL = {
+    "block_size": 0,
+    "saturate": 1,
+    "allowzero": 0,
+    "start": 0,
+    "antialias": 0,
+    "output_dtype": 0,
+    "training_mode": 0,
+    "layout": 0,
+    "ceil_mode": 0,
+    "reduction": "none",
+    "keep_aspect_ratio_policy": "stretch",
+}
+"""Attributes that may be dropped where they have these values; dilations where all are 1."""
+
+VALUES = {
+    ("Pad", "mode", "wrap"): 19,
+    ("Resize", "coordinate_transformation_mode", "half_pixel_symmetric"): 19,
+    ("ScatterElements", "reduction", "max"): 18,
+    ("ScatterElements", "reduction", "min"): 18,
+    ("ScatterND", "reduction", "max"): 18,
+    ("ScatterND", "reduction", "min"): 18,
+}
+"""Values of older attributes and the opset that they came with."""
+
+GRID_MODES = {"linear": "bilinear", "cubic": "bicubic"}
+"""GridSample's modes by their names before opset 20."""
 
 REDUCTIONS = (
     *("ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin"),
@@ -79,8 +113,13 @@ def _lower(node: ir.Node, current: int, opset: int) -> str:
         return ""
     if node.op_type in REDUCTIONS and then < 18 <= now:
         return _axes_to_attribute(node)
-    if node.op_type not in SAME or then < 13 <= opset:
+    if node.op_type not in SAME or opset < 13:
         return f"its version of opset {now} cannot be expressed in opset {opset}"
+    for (operator, name, value), since in VALUES.items():
+        if operator == node.op_type and since > opset and node.attributes.get_string(name) == value:
+            return f"its {name} {value!r} came with opset {since}"
+    if node.op_type == "GridSample" and then < 20 <= now:
+        _older_grid_mode(node)
     for name, since in ADDED.get(node.op_type, {}).items():
         attribute = node.attributes.get(name)
         if attribute is None or since <= opset:
@@ -88,6 +127,8 @@ def _lower(node: ir.Node, current: int, opset: int) -> str:
         if name == "num_outputs":
             if reason := _split_sizes(node):
                 return reason
+        elif name == "dilations" and all(step == 1 for step in attribute.as_ints()):
+            pass
         elif attribute.value != NEUTRAL.get(name):
             return f"its attribute {name} came with opset {since}"
         node.attributes.pop(name)
@@ -104,6 +145,9 @@ def _lower(node: ir.Node, current: int, opset: int) -> str:
 def _axes_to_attribute(node: ir.Node) -> str:
     axes = node.inputs[1] if len(node.inputs) > 1 else None
     if axes is None:
+        if node.attributes.get_int("noop_with_empty_axes", 0):
+            return "it reduces no axis at all, which came with opset 18"
+        node.attributes.pop("noop_with_empty_axes", None)
         return ""
     if axes.const_value is None:
         return "its axes are computed, which came with opset 18"
@@ -111,6 +155,11 @@ def _axes_to_attribute(node: ir.Node) -> str:
     node.resize_inputs(1)
     node.attributes.pop("noop_with_empty_axes", None)
     return ""
+
+
+def _older_grid_mode(node: ir.Node) -> None:
+    mode = node.attributes.get_string("mode", "linear") or "linear"
+    node.attributes["mode"] = ir.AttrString("mode", GRID_MODES.get(mode, mode))
 
 
 def _split_sizes(node: ir.Node) -> str:
