@@ -103,6 +103,16 @@ def test_a_budget_on_accuracy_needs_data(edgeopt: Edgeopt, option: str) -> None:
     assert not Path("build").exists()
 
 
+def test_a_budget_on_accuracy_needs_evaluation_data_and_a_metric(edgeopt: Edgeopt) -> None:
+    Path("data").mkdir()
+    shutil.copy(example.DATA / "calibration.npz", "data")
+    ran = edgeopt("compile", example.MODEL, *DEVICE, "--data", "data", "--max-drop", "1pp")
+    assert (ran.code, "no evaluation part" in ran.err) == (2, True)
+    shutil.copy(example.DATA / "evaluation.npz", "data")
+    ran = edgeopt("compile", example.MODEL, *DEVICE, "--data", "data", "--max-drop", "1pp")
+    assert (ran.code, "needs a metric" in ran.err) == (2, True)
+
+
 def test_strict_makes_an_inconclusive_verdict_fail(edgeopt: Edgeopt) -> None:
     arguments = ("compile", example.MODEL, *DEVICE, *DATA, "--max-drop", "0.1pp", "-o", "out", "--json")
     plain, strict = edgeopt(*arguments), edgeopt(*arguments, "--strict")

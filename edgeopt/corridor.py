@@ -1,0 +1,308 @@
+"""One job under way: from loading its parts to their models prepared for the runtime."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from edgeopt import golden, metrics, predict, preprocess
+from edgeopt.budget import Budget
+from edgeopt.data import Data, open_data
+from edgeopt.errors import DataError
+from edgeopt.evidence import Evidence
+from edgeopt.fidelity import compare
+from edgeopt.graph import opset
+from edgeopt.graph.change import Change
+from edgeopt.graph.cost import model_size
+from edgeopt.graph.execute import Executor
+from edgeopt.graph.names import name_nodes
+from edgeopt.harness import Harness, record_calls
+from edgeopt.job import Job, default_passes, make_steps
+from edgeopt.load import load, refuse_unknown_operators
+from edgeopt.outcome import StepRecord
+from edgeopt.passes.base import Facets, Options, Samples
+from edgeopt.runners.host import OnnxSession
+from edgeopt.session import Session, signature
+from edgeopt.stepping import State, Stepper
+from edgeopt.steps import Store, digest, model_digest
+from edgeopt.targets.base import refuse
+from edgeopt.watch import Watch
+
+
+@dataclass
+class Part:
+    """One part of a model on its way down the corridor.
+
+    Attributes:
+        name: Its name.
+        original: The float model as loaded, with names for all nodes.
+        digest: Of the original.
+        calibrate: Model calls for calibration, or ``None``.
+        validate: Model calls for validation, or ``None``.
+        state: The model as the last step left it.
+        figures: The float model's figures, by quantity.
+    """
+
+    name: str
+    original: ir.Model
+    digest: str
+    state: State
+    calibrate: Samples | None = None
+    validate: Samples | None = None
+    figures: Mapping[str, Evidence] = field(default_factory=dict)
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The inputs' shapes in one call, as the calibration data have them; empty without data."""
+        first = None if self.calibrate is None else next(iter(self.calibrate.feeds()), None)
+        return {} if first is None else {name: array.shape for name, array in first.items()}
+
+    def calls(self, seed: int) -> Iterator[Mapping[str, np.ndarray]]:
+        """A few model calls: of validation data, or seeded ones where there are no data."""
+        if self.validate is not None:
+            return iter(self.validate.feeds())
+        return iter(golden.seeded_calls(self.original, seed))
+
+
+class Corridor:
+    """One job under way.
+
+    Attributes:
+        job: What is to be done.
+        parts: The parts of the model, by name.
+        data: The data, opened.
+        metric: What judges, or ``None``.
+        harness: What runs the parts together, or ``None``.
+        ledger: The steps so far.
+        notes: Sentences for the user.
+        precisions: Per part the scheme that its artifact carries.
+    """
+
+    def __init__(self, job: Job, store: Store, watch: Watch) -> None:
+        self.job = job
+        self.store = store
+        self.watch = watch
+        self.rules = job.platform.rules
+        self.device = job.platform.device.name
+        self.parts: dict[str, Part] = {}
+        self.data = Data(None, None, None)
+        self.metric: metrics.Metric | None = None
+        self.harness: Harness | None = None
+        self.ledger: list[StepRecord] = []
+        self.notes: list[str] = []
+        self.precisions: dict[str, str] = {}
+
+    # ---- load
+
+    def load(self) -> None:
+        """Loads every part."""
+        for name, source in self.job.parts.items():
+            self.watch.step(f"load {name}" if len(self.job.parts) > 1 else "load")
+            model = load(
+                source.source,
+                weights=source.weights,
+                shapes=source.shapes or None,
+                example=source.example,
+                allow_code=self.job.allow_code,
+                base=self.job.base,
+            )
+            spec = self.job.data
+            if spec is not None and spec.preprocess is not None and spec.preprocess.fold:
+                model = preprocess.fold(model, spec.preprocess)
+            name_nodes(model)
+            refuse_unknown_operators(model)
+            found = model_digest(model, self.store)
+            self.parts[name] = Part(name, model, found, State(found, self.store, model))
+
+    # ---- data
+
+    def open_data(self) -> None:
+        """Opens the data, checks all parts of them, and records calls where there is a harness."""
+        spec = self.job.data
+        asked = [budget for budget in self.job.budgets if budget.quantity in ("accuracy_drop", "fidelity")]
+        if spec is None:
+            if asked:
+                raise DataError(
+                    f"the budget on {asked[0].quantity.replace('_', ' ')} cannot be judged without data",
+                    hint="give --data",
+                )
+            self.notes.append(
+                "without data the artifact is not judged; with --data it can be quantized to static int8 "
+                "and its accuracy proven"
+            )
+            return
+        if spec.harness is None and len(self.parts) > 1:
+            raise DataError(
+                f"a model of {len(self.parts)} parts needs a harness that runs them together",
+                hint="data: {harness: package.module:function}",
+            )
+        if spec.metric is not None:
+            self.metric = metrics.find(spec.metric, base=self.job.base, code=self.job.allow_code)
+            for budget in asked:
+                if budget.quantity == "accuracy_drop":
+                    self.metric.check_budget(budget)
+        if spec.harness is not None:
+            self.harness = Harness.load(spec.harness, base=self.job.base, code=self.job.allow_code)
+        only = next(iter(self.parts.values()))
+        graph = only.original.graph
+        self.data = open_data(
+            spec,
+            None if spec.harness else signature(graph.inputs),
+            self.metric,
+            outputs=() if spec.harness else signature(graph.outputs),
+            base=self.job.base,
+            code=self.job.allow_code,
+        )
+        self.notes.extend(self.data.notes)
+        self._check_asked(asked)
+        if self.harness is None:
+            only.calibrate, only.validate = self.data.calibrate, self.data.validate
+            return
+        self.watch.step("record calls")
+        with opened(self.originals()) as sessions:
+            for kind in ("calibrate", "validate"):
+                samples = getattr(self.data, kind)
+                if samples is not None and self.harness is not None:
+                    calls = record_calls(self.harness, sessions, samples)
+                    for name, part in self.parts.items():
+                        setattr(part, kind, calls[name])
+
+    def _check_asked(self, asked: Sequence[Budget]) -> None:
+        """Refuses budgets that the data cannot judge."""
+        for budget in asked:
+            name = budget.quantity.replace("_", " ")
+            if self.data.evaluate is None:
+                raise DataError(
+                    f"the budget on {name} cannot be judged: the data have no evaluation part",
+                    hint="add evaluation.npz, or evaluate: in the recipe",
+                )
+            if budget.quantity == "accuracy_drop" and self.metric is None:
+                raise DataError("the budget on accuracy drop needs a metric", hint="--metric top1")
+
+    def originals(self) -> dict[str, Session]:
+        """Opens the float original of every part."""
+        return {
+            name: OnnxSession(part.original, threads=self.job.threads) for name, part in self.parts.items()
+        }
+
+    # ---- passes
+
+    def lower(self, part: Part) -> None:
+        """Raises a part's opset, runs the passes, and prepares it for the runtime."""
+        stepper = Stepper(
+            store=self.store,
+            facets=Facets(
+                rules=self.rules,
+                calibration=part.calibrate,
+                validation=part.validate,
+                teacher=part.original,
+                predictor=predict.RooflinePredictor(self.job.platform, self.job.threads, part.shapes),
+                budget=self.job.budgets,
+            ),
+            teacher=part.digest,
+            seed=self.job.seed,
+            verify=self.job.verify,
+            watch=self.watch,
+        )
+        part.figures = self.figures(part, part.state, exact=True)
+        state, change, seconds, cached = stepper.computed(part.state, "raise-opset", [opset.TARGET], _raise)
+        part.state = state
+        self.note(part, change)
+        self.precisions[part.name] = "float32"
+        checked = False
+        for options in self.job.steps if self.job.steps is not None else make_steps(default_passes()):
+            if options.stage != "structure" and not checked:
+                refuse(self.job.target.check(part.state.model, self.job.platform), self.job.platform)
+                checked = True
+            for step in stepper.run(part.state, options):
+                part.state = step.state
+                if "scheme" in step.change.details:
+                    self.precisions[part.name] = str(step.change.details["scheme"])
+                self.note(part, step.change)
+                exact = step.options.keeps == "exact"
+                self.record(part, step.options, step.change, step.cpu_seconds, step.cached, exact)
+        target = self.job.target
+        state, change, seconds, cached = stepper.computed(
+            part.state,
+            "prepare",
+            [target.name, target.version, target.options(), self.rules.digest],
+            lambda model: target.prepare(model, self.job.platform),
+        )
+        part.state = state
+        self.note(part, change)
+        self.record(part, None, change, seconds, cached, False)
+
+    def record(
+        self, part: Part, step: Options | None, change: Change, seconds: float, cached: bool, exact: bool
+    ) -> None:
+        """Adds a line to the ledger."""
+        name = "prepare" if step is None else step.name
+        changed = {} if step is None else _changed_options(step)
+        figures = self.figures(part, part.state, exact=exact)
+        self.ledger.append(StepRecord(part.name, name, changed, change, seconds, cached, figures))
+
+    def note(self, part: Part, change: Change) -> None:
+        """Takes over a step's sentences for the user."""
+        prefix = f"{part.name}: " if len(self.parts) > 1 else ""
+        self.notes.extend(prefix + text for text in change.notes if prefix + text not in self.notes)
+
+    def figures(self, part: Part, state: State, *, exact: bool) -> dict[str, Evidence]:
+        """Determines what a model is worth: size, latency, peak memory, and fidelity to the original.
+
+        The fidelity of exact steps is that of the step before, and is not measured again.
+        """
+        validation = None if exact or part.validate is None else part.validate.digest
+        key = digest(
+            "figures", state.digest, part.digest, self.job.platform.digest, self.job.threads, validation
+        )
+        record = self.store.record(key)
+        if record is None:
+            size = Evidence("size", model_size(state.model), "B", "predicted", self.device)
+            latency = predict.predict(state.model, self.job.platform, self.job.threads, part.shapes).latency
+            memory = predict.peak_memory(int(size.value), state.model, self.job.platform, part.shapes)
+            found = [size, latency, memory]
+            if validation is not None and part.validate is not None:
+                with Executor(part.original, optimize=True) as expected, Executor(state.model) as actual:
+                    near = compare(expected.run, actual.run, part.validate.feeds())
+                if near.value is not None:
+                    found.append(
+                        Evidence(
+                            "fidelity", near.value, "dB", "measured", "host", near.interval(), near.samples
+                        )
+                    )
+            record = {figure.quantity: figure.to_json() for figure in found}
+            self.store.keep(key, record)
+        return {name: Evidence.from_json(data) for name, data in record.items()}
+
+
+@contextlib.contextmanager
+def opened(sessions: Mapping[str, Session]) -> Iterator[Mapping[str, Session]]:
+    """Closes sessions at the end of a block."""
+    try:
+        yield sessions
+    finally:
+        for session in sessions.values():
+            session.close()
+
+
+def _raise(model: ir.Model) -> tuple[ir.Model, Change]:
+    before = model.opset_imports.get("", 0)
+    raised, reason = opset.raise_opset(model)
+    if reason is not None:
+        return raised, Change(notes=[reason])
+    return raised, Change(summary=f"opset {before} -> {raised.opset_imports.get('', before)}")
+
+
+def _changed_options(step: Options) -> dict[str, Any]:
+    """The options that differ from their defaults."""
+    return {
+        item.name: getattr(step, item.name)
+        for item in fields(step)
+        if getattr(step, item.name) != item.default
+    }

@@ -1,0 +1,110 @@
+"""Writing the artifact's folder: the model's files and manifest, then the evidence beside them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from edgeopt import artifact as artifacts
+from edgeopt import golden, host
+from edgeopt.artifact import Artifact
+from edgeopt.corridor import Corridor
+from edgeopt.graph.names import original_names
+from edgeopt.outcome import Outcome
+from edgeopt.session import signature
+from edgeopt.steps import hash_file, tool_versions
+
+
+def write_artifact(corridor: Corridor, folder: Path) -> Artifact:
+    """Emits every part into the artifact's folder and writes its manifest."""
+    corridor.watch.step("write")
+    job = corridor.job
+    parts: dict[str, dict[str, Any]] = {}
+    roles: dict[str, str] = {}
+    for part in corridor.parts.values():
+        root = folder / part.name if len(corridor.parts) > 1 else folder
+        root.mkdir(exist_ok=True)
+        prefix = f"{part.name}/" if len(corridor.parts) > 1 else ""
+        emitted = job.target.emit(part.state.model, job.platform, root)
+        corridor.notes.extend(note for note in emitted.notes if note not in corridor.notes)
+        roles.update({prefix + file.path: file.role for file in emitted.files})
+        inputs = signature(part.original.graph.inputs)
+        outputs = signature(part.original.graph.outputs)
+        vectors = golden.write_golden(
+            part.state.model,
+            part.calls(job.seed),
+            corridor.rules,
+            corridor.precisions[part.name],
+            folder / "golden" / prefix,
+            folder,
+        )
+        roles.update({vectors["inputs"]: "golden", vectors["outputs"]: "golden"})
+        for name, text in job.target.snippets(emitted, inputs).items():
+            (root / name).write_text(text, encoding="utf-8")
+            roles[prefix + name] = "snippet"
+        contracts: dict[str, Any] = {"golden": vectors, "precision": corridor.precisions[part.name]}
+        if part.calibrate is not None:
+            ranges = golden.input_ranges(part.calibrate.feeds())
+            contracts["histograms"] = golden.histograms(part.calibrate.feeds(), ranges)
+        parts[part.name] = artifacts.part_manifest(emitted, inputs, outputs, prefix=prefix, **contracts)
+    head = {
+        "name": job.name,
+        "device": corridor.device,
+        "target": job.target.name,
+        "format": job.target.format,
+        "runtime": {
+            "name": job.platform.runtime.name,
+            "version": job.platform.runtime_version,
+            "floors": corridor.rules.floors,
+        },
+    }
+    return artifacts.write_manifest(folder, head, parts, roles)
+
+
+def write_evidence(corridor: Corridor, folder: Path, outcome: Outcome) -> None:
+    """Writes what names the artifact's digest: figures, ledger, provenance."""
+    job = corridor.job
+    report = outcome.to_json()
+    ledger = report.pop("ledger")
+    _write_json(folder / "metrics.json", report)
+    _write_json(folder / "ledger.json", {"artifact": outcome.digest, "steps": ledger})
+    sources = {
+        name: {
+            "source": str(source.source) if isinstance(source.source, (str, Path)) else "in memory",
+            "digest": corridor.parts[name].digest,
+            "weights": None if source.weights is None else hash_file(source.weights),
+            "shapes": {key: list(shape) for key, shape in source.shapes.items()},
+        }
+        for name, source in job.parts.items()
+    }
+    parts = {
+        "calibrate": corridor.data.calibrate,
+        "validate": corridor.data.validate,
+        "evaluate": corridor.data.evaluate,
+    }
+    _write_json(
+        folder / "provenance.json",
+        {
+            "artifact": outcome.digest,
+            "models": sources,
+            "data": {name: None if part is None else part.digest for name, part in parts.items()},
+            "device": {"name": corridor.device, "profiles": job.platform.digest},
+            "seed": job.seed,
+            "verify": job.verify,
+            "tools": tool_versions(),
+            "host": host.isa(),
+            "original_names": {
+                name: [  # in the order of the model file, whose nodes have lost their names
+                    {"node": node.name or "", "original": list(original_names(node))}
+                    for node in part.state.model.graph
+                ]
+                for name, part in corridor.parts.items()
+            },
+        },
+    )
+
+
+def _write_json(path: Path, data: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(data, indent=2, sort_keys=True, default=str) + "\n", encoding="utf-8")
