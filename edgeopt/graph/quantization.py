@@ -27,6 +27,9 @@ import onnx_ir as ir
 from edgeopt.errors import ModelError
 from edgeopt.graph.names import name_nodes
 
+FIRST_OPSET = 13
+"""The first opset whose QuantizeLinear has an axis of channels."""
+
 
 @dataclass(frozen=True, slots=True)
 class Site:
@@ -451,6 +454,8 @@ def _insert(model: ir.Model, value: ir.Value, params: QuantParams, names: Names)
     if params.dtype == ir.DataType.INT32:
         return fold(model, value, params, names)
     opset = model.opset_imports.get("", 0)
+    if opset < FIRST_OPSET:
+        raise ModelError(f"quantizing needs opset {FIRST_OPSET}, the model has {opset}")
     if opset < 21 and (params.dtype not in (ir.DataType.INT8, ir.DataType.UINT8) or params.block):
         kind = params.dtype.name.lower() + (" in blocks" if params.block else "")
         raise ModelError(f"quantizing to {kind} needs opset 21, the model has {opset}")

@@ -14,9 +14,10 @@ import onnx_ir as ir
 from edgeopt.graph.change import Change
 from edgeopt.graph.names import name_nodes
 from edgeopt.graph.placement import is_constant, site
-from edgeopt.graph.quantization import QuantParams, Site, write
+from edgeopt.graph.quantization import QuantParams, Site, read, write
 from edgeopt.passes._rules import kept, quantization_rules
 from edgeopt.passes.base import Context, Facet, Keeps, Pass, Stage
+from edgeopt.passes.static_int8 import ALREADY
 from edgeopt.passes.weight_only import constants
 
 WITH_DATA = (
@@ -50,6 +51,8 @@ class DynamicInt8(Pass):
         Raises:
             UserError: A pattern of ``keep_float`` matches no node.
         """
+        if read(model):
+            return Change(summary="already quantized", notes=[ALREADY])
         name_nodes(model)
         rules = quantization_rules(context.rules)
         change = Change(details={"scheme": self.name})

@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from edgeopt.errors import UserError, nearest
 from edgeopt.graph.placement import is_constant
+from edgeopt.graph.quantization import FIRST_OPSET
 from edgeopt.passes._rules import kept
 from edgeopt.passes.base import Context, Entry, Facet, Keeps, Pass, Plan, Stage
 from edgeopt.passes.dynamic_int8 import DynamicInt8
@@ -115,7 +116,7 @@ class Quantize(Plan):
             return self.scheme
         if rules is None:
             rules = load_runtime("onnxruntime").ranges[0]
-        if rules.quantization is None:
+        if rules.quantization is None or model.opset_imports.get("", 0) < FIRST_OPSET:
             return "float16"
         if has_data and "static-int8" in rules.precisions:
             return "static-int8"

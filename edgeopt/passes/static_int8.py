@@ -19,12 +19,14 @@ from edgeopt.errors import PassError
 from edgeopt.graph.change import Change, Rewrite
 from edgeopt.graph.names import name_nodes
 from edgeopt.graph.observers import Method
-from edgeopt.graph.quantization import Parameters, write
+from edgeopt.graph.quantization import Parameters, read, write
 from edgeopt.passes._calibration import Calls, calibrate, scales, worth
 from edgeopt.passes._rules import kept, quantization_rules
 from edgeopt.passes.base import Context, Facet, Keeps, Pass, Stage
 
 Choice = Literal["auto", "min-max", "mse"]
+
+ALREADY = "the model comes with quantization of its own, which stays as it is"
 
 METHODS: tuple[Method, ...] = ("mse", "min-max")
 
@@ -66,6 +68,8 @@ class StaticInt8(Pass):
         data = context.calibration
         if data is None or len(data) == 0:
             raise PassError("static-int8 needs calibration data")
+        if read(model):
+            return Change(summary="already quantized", notes=[ALREADY])
         name_nodes(model)
         rules = quantization_rules(context.rules)
         if self.activations:

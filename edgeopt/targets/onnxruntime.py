@@ -9,7 +9,6 @@ at load. ``emit`` strips everything that a device does not need.
 from __future__ import annotations
 
 import os
-import platform as host
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ import onnxruntime
 from edgeopt.errors import OutputError, RuntimeFailure
 from edgeopt.graph.change import Change
 from edgeopt.graph.execute import first_line
+from edgeopt.host import distortion
 from edgeopt.platform import Platform
 from edgeopt.session import Session, TensorSpec
 from edgeopt.targets._dynamic import expand_dynamic
@@ -225,22 +225,8 @@ class OnnxruntimeSession(Session):
         return dict(zip(names, values, strict=True))
 
 
-def saturates() -> bool:
-    """Whether this host's integer kernels saturate products of unsigned and signed bytes.
-
-    x86 without VNNI adds two such products in 16 bits. onnxruntime can be told to avoid that.
-    """
-    if host.machine() not in ("x86_64", "AMD64"):
-        return False
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return True
-    return "vnni" not in flags
-
-
 def _load(path: Path, threads: int) -> onnxruntime.InferenceSession:
-    attempts = (True, False) if saturates() else (False,)
+    attempts = (True, False) if distortion() else (False,)  # x86 without VNNI saturates byte products
     for exact in attempts:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads

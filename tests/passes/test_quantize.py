@@ -213,3 +213,27 @@ def test_without_data_equalizing_uses_the_weights_alone() -> None:
     equalized = model.clone()
     assert apply("equalize-channels", equalized).rewrites
     assert decibels(model, equalized, rows((3, 8, 8))) > 100
+
+
+def test_a_quantized_model_is_left_as_it_is() -> None:
+    model, samples = residual_net(), rows((3, 8, 8))
+    quantized, _ = quantize(model, samples)
+    params = read(quantized)
+    for scheme in ("static-int8", "dynamic-int8"):
+        change = apply(scheme, quantized, samples)
+        assert change.summary == "already quantized"
+        assert read(quantized) == params
+
+
+def test_an_old_opset_gets_float16() -> None:
+    model = attention_net()
+    model.opset_imports[""] = 11
+    _, ledger = quantize(model, rows((6, 32)))
+    assert [entry.step.name for entry in ledger] == ["float16"]
+
+
+def test_the_same_samples_give_the_same_quantization() -> None:
+    model, samples = residual_net(), rows((3, 8, 8))
+    once, _ = quantize(model, samples)
+    again, _ = quantize(model, samples)
+    assert ir.to_proto(once).SerializeToString() == ir.to_proto(again).SerializeToString()

@@ -73,6 +73,19 @@ def test_a_shared_weight_gets_a_dequantizelinear_per_reader() -> None:
     assert len({value.producer().inputs[0] for value in products if value is not None}) == 1  # type: ignore[union-attr]
 
 
+def test_a_host_that_saturates_gets_exact_products(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = Net(["n", 4, 32])
+    weight = net.weight(32, 32)
+    model = net.model(net.add("MatMul", net.add("MatMul", net.x, weight), weight))
+    target = targets.make("onnxruntime")
+    prepared, _ = target.prepare(quantized(model, (4, 32)), PI)
+    target.emit(prepared, PI, tmp_path)
+    monkeypatch.setattr("edgeopt.targets.onnxruntime.distortion", lambda: "this host saturates")
+    session = target.open(tmp_path, {"model": "model.onnx"})  # though two products share a weight
+    value = fidelity.compare(Executor(prepared).run, session.run, rows((4, 32)).feeds()).value
+    assert value is not None and value > 30
+
+
 def test_rows_of_a_table_are_gathered_as_integers() -> None:
     net = Net(["n", 5], dtype=ir.DataType.INT64)
     table = net.weight(40, 16)
