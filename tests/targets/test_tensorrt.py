@@ -224,6 +224,19 @@ def test_tensorrt_8_takes_float_weights_before_the_quantization() -> None:
     assert [node.op_type for node in folded.graph] == ["DequantizeLinear", "MatMul"]
 
 
+def test_large_weights_lie_in_the_file_itself(tmp_path: Path) -> None:
+    body = "agraph (float[N, 640] x, float[640, 512] w) => (float[N, 512] y) { y = MatMul(x, w) }"
+    model = ir.to_proto(parsed(body))
+    weight = model.graph.input.pop()
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((640, 512), np.float32), weight.name))
+    compile(model, "jetson-nano", output=tmp_path / "out", store=Store(tmp_path / "store"))
+    (tmp_path / "out").rename(tmp_path / "elsewhere")
+    (tmp_path / "store").rename(tmp_path / "gone")
+    path = tmp_path / "elsewhere" / "model.onnx"
+    assert path.stat().st_size > 640 * 512 * 4
+    assert not onnx.load(path, load_external_data=False).graph.initializer[0].external_data
+
+
 def test_int8_on_the_nano_is_refused(tmp_path: Path) -> None:
     with pytest.raises(EdgeoptError, match="runs no integer kernels"):
         compile(str(example.MODEL), "jetson-nano", data=DATA, scheme="static-int8", output=tmp_path / "out")
