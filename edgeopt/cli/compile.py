@@ -50,7 +50,7 @@ def command(**options: Any) -> int:
     taken, and without that the built-in example.
     """
     from edgeopt import report
-    from edgeopt.cli.display import Terminal, console
+    from edgeopt.cli.display import Terminal, show
     from edgeopt.cli.tables import write_json
     from edgeopt.compilation import compile_job
     from edgeopt.outcome import exit_code
@@ -64,7 +64,7 @@ def command(**options: Any) -> int:
         outcome = compile_job(job, watch=watch)
         outcomes.append(outcome)
         if not options["as_json"]:
-            console().print(screen(outcome))
+            show(screen(outcome))
     report.write(outcomes, requests)
     if options["as_json"]:
         write_json(body(outcomes))

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Iterator, Sized
 from typing import TypeVar
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from edgeopt.watch import Watch
@@ -26,6 +26,17 @@ def console(*, stderr: bool = False) -> Console:
     plain = Console(file=stream, highlight=False)
     width = min(plain.width, WIDTH) if plain.is_terminal else WIDTH
     return Console(file=stream, highlight=False, width=width, soft_wrap=False)
+
+
+def show(renderable: RenderableType) -> None:
+    """Prints on stdout; into a pipe or file without the spaces that tables end their lines with."""
+    target = console()
+    if target.is_terminal:
+        target.print(renderable)
+        return
+    with target.capture() as captured:
+        target.print(renderable)
+    print("\n".join(line.rstrip() for line in captured.get().rstrip("\n").split("\n")))
 
 
 class Terminal(Watch):

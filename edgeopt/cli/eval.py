@@ -41,7 +41,7 @@ def command(**options: Any) -> int:
 
     With --against the drop is paired: both see the same samples. Fidelity stands beside it.
     """
-    from edgeopt.cli.display import Terminal, console
+    from edgeopt.cli.display import Terminal, console, show
     from edgeopt.cli.tables import write_json
     from edgeopt.data import open_data
     from edgeopt.errors import DataError, UserError
@@ -94,7 +94,7 @@ def command(**options: Any) -> int:
     if options["as_json"]:
         write_json({**found.to_json(), "notes": notes})
         return 0
-    console().print(_screen(found, options["model"], options["against"]))
+    show(_screen(found, options["model"], options["against"]))
     stderr = console(stderr=True)
     for note in notes:
         stderr.print(note, style="yellow" if note.startswith("warning") else "dim")

@@ -32,7 +32,7 @@ def command(
     """
     from edgeopt import report
     from edgeopt.cli import fail
-    from edgeopt.cli.display import Terminal, console
+    from edgeopt.cli.display import Terminal, show
     from edgeopt.cli.tables import write_json
     from edgeopt.compilation import compile_job
     from edgeopt.errors import EdgeoptError, RecipeError
@@ -60,7 +60,7 @@ def command(
             continue
         outcomes.append(outcome)
         if not as_json:
-            console().print(screen(outcome))
+            show(screen(outcome))
     report.write(outcomes, requests)
     if as_json:
         write_json(body(outcomes))

@@ -67,7 +67,7 @@ class RestoreFloat(Pass):
         before = trial.fidelity(params, SAMPLES)
         details: dict[str, object] = {"fidelity": _figure(before), "threshold": self.fidelity}
         if before >= self.fidelity:
-            return Change(summary=f"fidelity {before:.1f} dB, nothing to put back", details=details)
+            return Change(details=details)  # faithful enough: nothing to put back
         ranked = trial.ranked(context)
         count, after = trial.fewest(ranked, self.fidelity)
         chosen = [layer for layer in ranked[:count] if context.allow(self.name, layer)]

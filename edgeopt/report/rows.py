@@ -111,8 +111,9 @@ def figure_rows(outcome: Outcome) -> list[Row]:
 def sentences(outcome: Outcome) -> list[str]:
     """What must be said below the figures: how they came about, and the notes of all steps."""
     found = []
-    if idle := list(dict.fromkeys(step.name for step in outcome.ledger if step.idle)):
-        found.append(f"nothing to do for {', '.join(idle)}")
+    if idle := {step.name for step in outcome.ledger if step.idle}:
+        listed = next(iter(idle)) if len(idle) == 1 else f"{len(idle)} other passes"
+        found.append(f"nothing to do for {listed}")
     latency = outcome.after.get("latency")
     if latency is not None and latency.how == "predicted":
         spread = ""
