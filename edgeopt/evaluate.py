@@ -34,6 +34,10 @@ __all__ = ["BATCH", "Judgement", "judge"]
 BATCH = 16
 """Samples a call, where the model takes several."""
 
+CALL_BYTES = 2**18
+"""Inputs of a call stay below this where fewer samples can do that: a large image's activations take
+hundreds of times the memory of the image itself."""
+
 
 def judge(
     original: Sessions | None,
@@ -60,7 +64,7 @@ def judge(
         metric: The metric; without one fidelity alone is judged.
         harness: Runs the parts, where one call cannot be judged.
         limit: Use at most this many samples, evenly spread.
-        batch: Samples a call, where the model takes several. Dynamic quantization computes ranges per
+        batch: Samples a call at most, where the model takes several. Dynamic quantization computes ranges per
             call: judge such models with the batch that they will run with.
         progress: Wraps an iterable with a progress bar: (items, label, total).
         where: The machine that the artifact runs on.
@@ -79,6 +83,7 @@ def judge(
     tally = _Tally(metric)
     if harness is None:
         one = _single(first) if first is not None else None
+        batch = _fitting(samples, batch)
         stream = _calls(one, _single(second), samples, batch, tally)
     else:
         stream = _items(first, second, samples, harness, tally)
@@ -199,6 +204,12 @@ def _single(sessions: Mapping[str, Session]) -> Session:
             hint="harness: package.module:function",
         )
     return next(iter(sessions.values()))
+
+
+def _fitting(samples: DataSamples, batch: int) -> int:
+    """The samples of a call, so that its inputs stay below ``CALL_BYTES`` where that can be."""
+    size = sum(array.nbytes for array in next(samples.feeds(), {}).values())
+    return min(batch, max(1, CALL_BYTES // max(size, 1)))
 
 
 def _calls(

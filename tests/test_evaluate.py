@@ -191,3 +191,28 @@ def test_parts_need_a_harness_and_must_match(evaluation: Evaluation) -> None:
         judge(None, parts, evaluation)
     with pytest.raises(DataError, match="the original has the parts"):
         judge({"a": Classifier()}, parts, evaluation, harness=Harness(run))
+
+
+class Images(Session):
+    """Counts the samples of every call."""
+
+    inputs = (TensorSpec("image", "float32", ("batch", 1, 256, 256)),)
+    outputs = (TensorSpec("mean", "float32", ("batch", 1)),)
+
+    def __init__(self) -> None:
+        self.largest = 0
+
+    def run(self, feeds):
+        self.largest = max(self.largest, len(feeds["image"]))
+        return {"mean": feeds["image"].mean((2, 3))}
+
+
+def test_large_samples_are_judged_one_by_one_so_that_memory_stays_bounded(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    np.savez(tmp_path / "evaluation.npz", image=draw.random((5, 1, 256, 256), np.float32))
+    evaluation = open_data(DataSpec(path=str(tmp_path)), Images.inputs).evaluate
+    assert evaluation is not None
+    session = Images()
+    found = judge(Images(), session, evaluation)
+    assert session.largest == 1
+    assert found.fidelity is not None and found.fidelity.conditions["batch"] == 1
