@@ -243,7 +243,7 @@ class Corridor:
     ) -> None:
         """Adds a line to the ledger."""
         name = "prepare" if step is None else step.name
-        changed = {} if step is None else _changed_options(step)
+        changed = {} if step is None else changed_options(step)
         figures = self.figures(part, part.state, exact=exact)
         self.ledger.append(StepRecord(part.name, name, changed, change, seconds, cached, figures))
 
@@ -299,7 +299,7 @@ def _raise(model: ir.Model) -> tuple[ir.Model, Change]:
     return raised, Change(summary=f"opset {before} -> {raised.opset_imports.get('', before)}")
 
 
-def _changed_options(step: Options) -> dict[str, Any]:
+def changed_options(step: Options) -> dict[str, Any]:
     """The options that differ from their defaults."""
     return {
         item.name: getattr(step, item.name)

@@ -7,11 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ruamel.yaml import YAML
+
 from edgeopt import artifact as artifacts
 from edgeopt import golden, host
 from edgeopt.artifact import Artifact
-from edgeopt.corridor import Corridor
+from edgeopt.corridor import Corridor, changed_options
 from edgeopt.graph.names import original_names
+from edgeopt.job import Job, PartSource
 from edgeopt.outcome import Outcome
 from edgeopt.session import signature
 from edgeopt.steps import hash_file, tool_versions
@@ -70,6 +73,8 @@ def write_evidence(corridor: Corridor, folder: Path, outcome: Outcome) -> None:
     ledger = report.pop("ledger")
     _write_json(folder / "metrics.json", report)
     _write_json(folder / "ledger.json", {"artifact": outcome.digest, "steps": ledger})
+    with (folder / "recipe.yaml").open("w", encoding="utf-8") as file:
+        YAML(typ="safe").dump(equivalent_recipe(job), file)
     sources = {
         name: {
             "source": str(source.source) if isinstance(source.source, (str, Path)) else "in memory",
@@ -104,6 +109,51 @@ def write_evidence(corridor: Corridor, folder: Path, outcome: Outcome) -> None:
             },
         },
     )
+
+
+def equivalent_recipe(job: Job) -> dict[str, Any]:
+    """Writes a job as a recipe that would make the same artifact, its paths absolute.
+
+    A model handed over in memory has no path; its entry says so in the place of one.
+    """
+
+    def place(path: str | Path) -> str:
+        return str(path) if ":" in str(path) else str(((job.base or Path()) / path).absolute())
+
+    def entry(source: PartSource) -> dict[str, Any]:
+        text = source.source
+        if not isinstance(text, (str, Path)):
+            found: dict[str, Any] = {"path": "handed over in memory"}
+        elif ":" in str(text):
+            found = {"torch": str(text)}
+        else:
+            found = {"path": place(text)}
+        if source.weights is not None:
+            found["weights"] = place(source.weights)
+        if source.shapes:
+            found["inputs"] = {name: list(shape) for name, shape in source.shapes.items()}
+        return found
+
+    parts = {name: entry(source) for name, source in job.parts.items()}
+    recipe: dict[str, Any] = {"recipe": 1}
+    recipe["models"] = {job.name: parts["model"] if len(parts) == 1 else {"parts": parts}}
+    if job.data is not None:
+        data = job.data.model_dump(by_alias=True, exclude_defaults=True, mode="json")
+        for holder in (data, *(data.get(name) or {} for name in ("calibrate", "validate", "evaluate"))):
+            if "path" in holder:
+                holder["path"] = place(holder["path"])
+        recipe["data"] = data
+    recipe["devices"] = [job.platform.device.name]
+    recipe["run"] = {"threads": job.threads}
+    if job.budgets:
+        recipe["budget"] = {
+            item.quantity: f"{item.limit!r} {item.unit}" if item.unit else item.limit for item in job.budgets
+        }
+    if job.steps is not None:
+        recipe["passes"] = [{step.name: changed_options(step)} for step in job.steps]
+    recipe["output"] = {"targets": [job.platform.runtime.name], "format": job.target.format}
+    recipe.update(seed=job.seed, verify=job.verify)
+    return recipe
 
 
 def _write_json(path: Path, data: Mapping[str, Any]) -> None:

@@ -51,6 +51,7 @@ def command(**options: Any) -> int:
     """
     from edgeopt import report
     from edgeopt.cli.display import Terminal, show
+    from edgeopt.cli.github import announce
     from edgeopt.cli.tables import write_json
     from edgeopt.compilation import compile_job
     from edgeopt.outcome import exit_code
@@ -66,6 +67,7 @@ def command(**options: Any) -> int:
         if not options["as_json"]:
             show(screen(outcome))
     report.write(outcomes, requests)
+    announce(outcomes)
     if options["as_json"]:
         write_json(body(outcomes))
     return exit_code(outcomes)

@@ -33,6 +33,7 @@ def command(
     from edgeopt import report
     from edgeopt.cli import fail
     from edgeopt.cli.display import Terminal, show
+    from edgeopt.cli.github import announce
     from edgeopt.cli.tables import write_json
     from edgeopt.compilation import compile_job
     from edgeopt.errors import EdgeoptError, RecipeError
@@ -62,6 +63,7 @@ def command(
         if not as_json:
             show(screen(outcome))
     report.write(outcomes, requests)
+    announce(outcomes)
     if as_json:
         write_json(body(outcomes))
     if failures:

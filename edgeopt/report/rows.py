@@ -95,14 +95,14 @@ def figure_rows(outcome: Outcome) -> list[Row]:
                     value(before),
                     value(after, interval=not exact),
                     _ratio(before, after) if exact else "",
-                    _limit(verdict),
+                    limit(verdict),
                     "" if verdict is None else verdict.status,
                 ),
                 verdict,
             )
         )
     rows += [
-        Row((LABELS.get(name, name), "", "", "", _limit(verdict), verdict.status), verdict)
+        Row((LABELS.get(name, name), "", "", "", limit(verdict), verdict.status), verdict)
         for name, verdict in verdicts.items()
     ]
     return rows
@@ -170,8 +170,9 @@ def _ratio(before: Evidence | None, after: Evidence) -> str:
     return f"{after.value / before.value:.2f}"
 
 
-def _limit(verdict: Verdict | None) -> str:
+def limit(verdict: Verdict | None) -> str:
+    """Writes a budget's limit: ``≤ 3.00 MiB``."""
     if verdict is None:
         return ""
-    limit = verdict.budget
-    return f"{'≥' if limit.at_least else '≤'} {number(limit.limit, limit.unit)}"
+    budget = verdict.budget
+    return f"{'≥' if budget.at_least else '≤'} {number(budget.limit, budget.unit)}"

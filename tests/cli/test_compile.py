@@ -130,6 +130,17 @@ def test_keep_float_takes_the_users_names(edgeopt: Edgeopt) -> None:
     assert node in wrong.err
 
 
+def test_the_artifact_holds_a_recipe_that_makes_it_again(edgeopt: Edgeopt) -> None:
+    limits = ("--max-size", "1MiB", "--max-drop", "2pp", "--max-latency", "1s")
+    edgeopt("compile", example.MODEL, *DEVICE, *DATA, *limits, "--scheme", "static-int8", "-o", "out")
+    shutil.copy("out/recipe.yaml", "again.yaml")
+    ran = edgeopt("compile", "again.yaml", "-o", "again")
+    assert ran.code == 0, ran.err
+    for name in ("manifest.json", "recipe.yaml"):
+        again = Path("again", name).read_text()
+        assert again == Path("out", name).read_text()
+
+
 def test_the_ort_format(edgeopt: Edgeopt) -> None:
     ran = edgeopt("compile", example.MODEL, *DEVICE, *DATA, "--format", "ort", "-o", "out")
     assert ran.code == 0, ran.err

@@ -94,3 +94,12 @@ def test_no_code_refuses_code(edgeopt: Edgeopt) -> None:
     ran = edgeopt("run", "recipe.yaml", "--set", "data.metric=os:getcwd", "--no-code")
     assert ran.code == 2
     assert "--no-code refuses it" in ran.err
+
+
+def test_github_sees_annotations_and_a_summary(edgeopt: Edgeopt, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", "summary.md")
+    ran = edgeopt("run", "recipe.yaml", "--set", "budget.size=2 KiB", "--set", "devices=[raspberry-pi-4]")
+    assert ran.code == 1
+    assert ran.err.count("::error title=edgeopt::") == 2
+    assert "edgeopt: a budget is missed" in Path("summary.md").read_text()
