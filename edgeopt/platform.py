@@ -140,7 +140,8 @@ class OperatorRule(schema.Schema):
         follow: The operator only passes integers on: where its first input is quantized and its output
             wanted in integers, its output is quantized with the same parameters.
         when: ``always``, or ``between`` where the operator pays only in the midst of integers: some
-            input comes in integers and some reader of its output wants them.
+            input comes in integers and some reader of its output wants them; or ``residual`` where a
+            product runs the sum in its own kernel if the other summand comes in integers.
     """
 
     inputs: list[Role | None] = []
@@ -150,7 +151,7 @@ class OperatorRule(schema.Schema):
     output: TensorRule | None = None
     weight: TensorRule | None = None
     follow: bool = False
-    when: Literal["always", "between"] = "always"
+    when: Literal["always", "between", "residual"] = "always"
 
 
 class QuantizationRules(schema.Schema):

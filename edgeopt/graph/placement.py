@@ -6,7 +6,8 @@ gives that a role. Operators *between* are quantized where some input comes in i
 of their output, directly or through others of their kind, wants them. Operators that *follow* only pass
 integers on. So a convolutional network is quantized throughout up to its last product, while in a
 transformer only the operands of products are, and what lies between (residual sums, norms, softmax,
-masks) stays in float.
+masks) stays in float. *Residual* sums run in the kernel of the product that makes one summand, where the
+other one comes in integers.
 """
 
 from __future__ import annotations
@@ -134,6 +135,8 @@ class _Placer:
                 if wants[node] and first is not None and first in self.integer:
                     for output in node.outputs:
                         self.integer[output] = self.integer[first]
+            elif rule is not None and rule.when == "residual":
+                self._residual(node, always)
             elif rule is not None and wants[node] and self._between(node, rule):
                 self._quantize(node, rule)
             if node not in always and node.op_type in self.rules.constants:
@@ -223,6 +226,24 @@ class _Placer:
             ):
                 return False
         return comes
+
+    def _residual(self, node: ir.Node, always: dict[ir.Node, OperatorRule]) -> None:
+        """Quantizes the summand of a product's output for the sum alone; that output stays float.
+
+        Best is a value that is quantized for another reader already. Where both summands come from
+        products, the second is taken for the shortcut.
+        """
+        values = [value for value in node.inputs if value is not None]
+        if len(values) != 2 or values[0] is values[1]:
+            return
+        made = [value.producer() in always and len(list(value.uses())) == 1 for value in values]
+        if not any(made):
+            return
+        index = made.index(False) if not all(made) else 1
+        value = values[index]
+        fits = value.dtype in (None, ir.DataType.FLOAT) and value.name not in self.unfit
+        if fits and not is_constant(value):
+            self.asked.setdefault(value, set()).add((node.name or "", index))
 
     def _quantize(self, node: ir.Node, rule: OperatorRule) -> None:
         weight = bias = None

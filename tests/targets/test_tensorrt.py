@@ -17,6 +17,8 @@ from edgeopt.artifact import open_artifact
 from edgeopt.errors import EdgeoptError, ModelError, PassError
 from edgeopt.graph.execute import Executor
 from edgeopt.graph.names import name_nodes
+from edgeopt.graph.placement import place
+from edgeopt.graph.quantization import Site
 from edgeopt.graph.shapes import infer_shapes
 from edgeopt.platform import Platform, load_device, load_platform
 from edgeopt.session import TensorSpec
@@ -207,6 +209,21 @@ def test_the_example_for_the_orin_is_symmetric_int8_without_quantized_biases(tmp
             assert makers[node.input[0]].op_type == "DequantizeLinear"
     assert not Tensorrt().check(ir.load(path), ORIN)
     assert "--int8" in (tmp_path / "out" / "build.sh").read_text()
+
+
+def test_the_residual_alone_is_quantized_for_a_sum() -> None:
+    body = """agraph (float[1, 1, 8, 8] x) => (float[1, 1, 8, 8] y)
+    <float[1, 1, 1, 1] w = {2}, float[1, 1, 1, 1] v = {3}> {
+        a = Conv(x, w)
+        r = Relu(a)
+        b = Conv(r, v)
+        s = Add(b, x)
+        y = Relu(s)
+    }"""
+    model = parsed(body)
+    assert ORIN.rules.quantization is not None
+    placement = place(model, ORIN.rules.quantization)
+    assert set(placement.activations) == {Site("x"), Site("r")}
 
 
 def test_tensorrt_8_takes_float_weights_before_the_quantization() -> None:
