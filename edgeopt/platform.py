@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from edgeopt import schema, units
 from edgeopt.errors import ProfileError, UserError, nearest
@@ -75,13 +75,33 @@ class Memory(schema.Schema):
 
 
 class Accelerator(schema.Schema):
-    """A GPU, NPU or TPU, with the precisions that it runs fast."""
+    """A GPU, NPU or TPU, with the precisions that it runs fast.
+
+    Attributes:
+        name: What people call it.
+        kind: Its kind.
+        architecture: What compilers call it, such as ``sm_53``.
+        precisions: Element types that it runs fast.
+        runtime: The runtime that runs on it.
+        clock: The clock of its arithmetic.
+        macs_per_cycle: Dense multiply-accumulates of the whole accelerator a cycle, per element type.
+        bandwidth: The peak of its memory's bus.
+    """
 
     name: str
     kind: Literal["gpu", "npu", "tpu", "dsp"]
     architecture: str = ""
     precisions: list[Literal["float32", "float16", "bfloat16", "int8"]] = []
     runtime: str | None = None
+    clock: Frequency | None = None
+    macs_per_cycle: dict[str, float] = {}
+    bandwidth: Bandwidth | None = None
+
+    @model_validator(mode="after")
+    def _can_be_predicted(self) -> Accelerator:
+        if self.runtime is not None and not (self.clock and self.macs_per_cycle and self.bandwidth):
+            raise ValueError("an accelerator with a runtime needs clock, macs_per_cycle and bandwidth")
+        return self
 
 
 class Emulation(schema.Schema):

@@ -18,6 +18,7 @@ import onnx_ir as ir
 from edgeopt.errors import PassError
 from edgeopt.graph.change import Change, Rewrite, Skipped
 from edgeopt.graph.names import name_nodes
+from edgeopt.graph.precision import WISH
 from edgeopt.graph.quantization import Names, add_initializer
 from edgeopt.passes._rules import kept
 from edgeopt.passes.base import Context, Facet, Keeps, Pass, Stage
@@ -27,9 +28,6 @@ SMALLEST = 64
 
 LARGEST = 65504.0
 """The largest number of float16."""
-
-WISH = "edgeopt.engine"
-"""The key of a model's metadata that says in which precision its engine is to be built."""
 
 
 @dataclass(frozen=True)

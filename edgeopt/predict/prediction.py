@@ -10,8 +10,10 @@ import onnx_ir as ir
 from edgeopt.evidence import Evidence
 from edgeopt.graph.cost import Cost, cost
 from edgeopt.graph.memory import peak_activation
+from edgeopt.graph.precision import engine_precision
 from edgeopt.graph.sizes import Shapes
 from edgeopt.platform import Platform
+from edgeopt.predict.accelerator import SPREAD, accelerator_seconds
 from edgeopt.predict.efficiency import RuntimeEfficiency, Spread, load_efficiency
 from edgeopt.predict.roofline import ARITHMETIC, Machine, layer_seconds
 
@@ -51,9 +53,17 @@ def predict(
     """
     counted = cost(model, shapes)
     machine = Machine.of(platform.device, threads)
-    seconds = tuple(layer_seconds(node, machine, platform) * node.repeats for node in counted.nodes)
+    accelerator = platform.accelerator
+    if accelerator is None:
+        seconds = tuple(layer_seconds(node, machine, platform) * node.repeats for node in counted.nodes)
+        spread = _spread(counted, seconds, platform.runtime.name)
+    else:
+        engine = engine_precision(model)
+        seconds = tuple(
+            accelerator_seconds(node, accelerator, engine) * node.repeats for node in counted.nodes
+        )
+        spread = SPREAD
     total = sum(seconds)
-    spread = _spread(counted, seconds, platform.runtime.name)
     evidence = Evidence(
         quantity="latency",
         value=total,
@@ -64,6 +74,7 @@ def predict(
         runtime=f"{platform.runtime.name} {platform.runtime_version}",
         conditions={
             "threads": machine.threads,
+            **({"accelerator": accelerator.name} if accelerator is not None else {}),
             "statistic": "median",
             "shapes": {name: list(shape) for name, shape in (shapes or {}).items()},
             **({"assumed": dict(counted.assumed)} if counted.assumed else {}),

@@ -6,8 +6,9 @@ import onnx_ir as ir
 import pytest
 
 from edgeopt.graph.cost import cost
+from edgeopt.graph.precision import WISH
 from edgeopt.passes.base import Predictor
-from edgeopt.platform import Device, load_platform
+from edgeopt.platform import Accelerator, Device, load_platform
 from edgeopt.predict import RooflinePredictor, peak_memory, predict
 from edgeopt.predict.efficiency import Spread, load_efficiency
 from edgeopt.predict.roofline import Machine, layer_seconds
@@ -148,3 +149,18 @@ def test_every_layer_of_a_real_model_gets_a_time(zoo: Path, name: str) -> None:
     prediction = predict(model, load_platform("raspberry-pi-5", "onnxruntime"))
     assert all(seconds >= 0 for seconds in prediction.seconds)
     assert 1e-5 < prediction.latency.value < 1
+
+
+def test_an_engine_is_predicted_on_the_accelerator_in_its_own_precision() -> None:
+    model, platform = convolution(256), load_platform("jetson-nano", "tensorrt")
+    single = predict(model, platform).latency
+    assert single.value < predict(model, load_platform("jetson-nano", "onnxruntime")).latency.value / 3
+    assert single.runtime == "tensorrt 8.2.1"
+    assert single.interval is not None and single.interval[1] > 3 * single.value
+    model.metadata_props[WISH] = "float16"
+    assert predict(model, platform).latency.value < 0.7 * single.value
+
+
+def test_the_profile_of_an_accelerator_with_a_runtime_has_all_figures() -> None:
+    with pytest.raises(ValueError, match="needs clock"):
+        Accelerator(name="GPU", kind="gpu", runtime="tensorrt")

@@ -20,9 +20,9 @@ from edgeopt.errors import ModelError, OutputError, RuntimeFailure
 from edgeopt.graph.change import Change
 from edgeopt.graph.execute import Executor
 from edgeopt.graph.legalize import legalize
+from edgeopt.graph.precision import engine_precision
 from edgeopt.graph.proof import WHOLE_MODEL, compare_models, model_bytes
 from edgeopt.graph.quantization import strip
-from edgeopt.passes.float16 import WISH
 from edgeopt.platform import Platform, RuntimeVersion
 from edgeopt.session import Session, signature
 from edgeopt.targets._fold import fold_constants
@@ -88,7 +88,7 @@ class Tensorrt(Target):
             ir.external_data.load_to_model(stripped)  # the store keeps large weights in files of its own
             ir.save(stripped, folder / "model.onnx")
         inputs = signature(model.graph.inputs)
-        precision = precision_of(model)
+        precision = engine_precision(model)
         script = folder / "build.sh"
         script.write_text(build_script(inputs, precision, platform.runtime_version), encoding="utf-8")
         script.chmod(0o755)
@@ -119,7 +119,7 @@ class OnnxReference(Session):
     """
 
     def __init__(self, model: ir.Model, *, threads: int = 1) -> None:
-        quantized = precision_of(model) == "int8"
+        quantized = engine_precision(model) == "int8"
         self._executor = Executor(model, optimize=not quantized, threads=threads)
         self.inputs = signature([value for value in model.graph.inputs if not value.is_initializer()])
         self.outputs = signature(model.graph.outputs)
@@ -131,13 +131,6 @@ class OnnxReference(Session):
     def close(self) -> None:
         """Frees the session."""
         self._executor.close()
-
-
-def precision_of(model: ir.Model) -> str:
-    """``int8``, ``float16`` or ``float32``: what the engine of a prepared model computes in."""
-    if any(node.op_type == "DequantizeLinear" for node in model.graph.all_nodes()):
-        return "int8"
-    return model.metadata_props.get(WISH, "float32")
 
 
 def _prove(model: ir.Model, prepared: ir.Model, change: Change) -> None:
@@ -152,7 +145,7 @@ def _prove(model: ir.Model, prepared: ir.Model, change: Change) -> None:
     if model_bytes(model) > WHOLE_MODEL:
         change.notes.append("the model is above 1 GiB: only the single decompositions were proved")
         return
-    if precision_of(model) == "int8":
+    if engine_precision(model) == "int8":
         model, prepared = model.clone(), prepared.clone()
         strip(model)
         strip(prepared)
