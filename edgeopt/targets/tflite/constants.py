@@ -138,7 +138,7 @@ def fold(model: ir.Model) -> bool:
     for value in wanted:
         array = arrays[value.name or ""]
         _replace(graph, value, array)
-    graph.remove([node for node in chosen if not any(o.is_graph_output() for o in node.outputs)], safe=False)
+    graph.remove(chosen, safe=False)
     return True
 
 
@@ -157,8 +157,6 @@ def _fold_shapes(graph: ir.Graph) -> bool:
             start = node.attributes["start"].as_int() if "start" in node.attributes else 0
             end = node.attributes["end"].as_int() if "end" in node.attributes else len(sizes)
             sizes = sizes[start:end]
-        if node.outputs[0].is_graph_output():
-            continue
         _replace(graph, node.outputs[0], sizes)
         graph.remove(node, safe=True)
         changed = True
@@ -173,8 +171,6 @@ def _foldable(node: ir.Node, known: set[ir.Value]) -> bool:
     ):
         return False
     if not all(value is None or value in known for value in node.inputs):
-        return False
-    if any(output.is_graph_output() for output in node.outputs):
         return False
     first = node.inputs[0] if node.inputs else None
     return not (node.op_type == "Cast" and first is not None and first.dtype == ir.DataType.FLOAT16)
@@ -225,5 +221,5 @@ def _replace(graph: ir.Graph, value: ir.Value, array: np.ndarray) -> None:
         type=ir.TensorType(ir.DataType.from_numpy(array.dtype)),
         const_value=ir.tensor(array, name=name),
     )
-    value.replace_all_uses_with(made)
+    value.replace_all_uses_with(made, replace_graph_outputs=True)
     graph.register_initializer(made)

@@ -147,6 +147,8 @@ def version(operation: Operation) -> int:
         return 3 if kind == "float16" else 2
     if code == "QUANTIZE":
         return 1 if kind == "float32" else 2
+    if code == "BROADCAST_TO":
+        return 2
     if code == "TRANSPOSE":
         return 4 if rank > 4 else 2 if integer else 1
     if code == "STRIDED_SLICE":

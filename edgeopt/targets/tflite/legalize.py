@@ -15,6 +15,7 @@ import onnx_ir as ir
 from edgeopt.graph.change import Change, Rewrite
 from edgeopt.graph.layout import shape_of
 from edgeopt.graph.names import carry_names, original_names
+from edgeopt.graph.shapes import infer_shapes
 from edgeopt.targets.tflite.steps import Parameters, attribute, constant, only_reader, plain, quantized
 
 Legalization = Callable[["Splice", ir.Node], bool]
@@ -108,10 +109,10 @@ class Splice:
 def legalize(model: ir.Model) -> Change:
     """Applies every legalization to the main graph, in place, until none applies."""
     change = Change()
-    for _ in range(4):
+    for _ in range(8):
         before = len(change.rewrites)
         for node in list(model.graph):
-            if node.graph is None or node.domain not in ("", "ai.onnx"):
+            if node.graph is None or node.domain not in ("", "ai.onnx") or not _shapes_known(node):
                 continue
             for rule in RULES.get(node.op_type, ()):
                 names = original_names(node)
@@ -121,7 +122,13 @@ def legalize(model: ir.Model) -> Change:
                     break
         if len(change.rewrites) == before:
             break
+        infer_shapes(model)
     return change
+
+
+def _shapes_known(node: ir.Node) -> bool:
+    values = [value for value in (*node.inputs, *node.outputs) if value is not None and value.name]
+    return all(value.shape is not None for value in values)
 
 
 # ---- normalization
@@ -504,3 +511,115 @@ def spell_elu(splice: Splice, node: ir.Node) -> bool:
     if alpha == 1.0 or source is None:
         return False
     return splice.replace(_exponential(splice, source, alpha, 1.0, 1.0))
+
+
+# ---- types and rare forms
+
+
+@legalizes("Pow")
+def cast_exponent(splice: Splice, node: ir.Node) -> bool:
+    """Base and exponent of one type: the exponent's follows the base's, but integers by a float's."""
+    base, exponent = node.inputs
+    if base is None or exponent is None or base.dtype is None or base.dtype == exponent.dtype:
+        return False
+    real = ir.DataType.FLOAT
+    shape = shape_of(node.outputs[0])
+    first = base if base.dtype == real else _cast(splice, base, real)
+    second = exponent if exponent.dtype == real else _cast(splice, exponent, real)
+    out = splice.op("Pow", first, second, shape=shape)
+    return splice.replace(out if base.dtype == real else _cast(splice, out, base.dtype))
+
+
+def _cast(splice: Splice, value: ir.Value, dtype: ir.DataType) -> ir.Value:
+    out = splice.op("Cast", value, shape=shape_of(value), to=int(dtype))
+    out.dtype = dtype
+    return out
+
+
+@legalizes("Mod")
+def spell_remainder(splice: Splice, node: ir.Node) -> bool:
+    """A remainder with the sign of the dividend, by that of the absolute values."""
+    first, second = node.inputs
+    if not attribute(node, "fmod", 0) or first is None or second is None or first.dtype is None:
+        return False
+    one, two, shape = shape_of(first), shape_of(second), shape_of(node.outputs[0])
+    left = splice.op("Max", first, splice.op("Neg", first, shape=one), shape=one)
+    right = splice.op("Max", second, splice.op("Neg", second, shape=two), shape=two)
+    rest = splice.op("Mod", left, right, shape=shape)
+    negative = splice.op("Less", first, np.array(0, first.dtype.numpy()), shape=one)
+    negative.dtype = ir.DataType.BOOL
+    out = splice.op("Where", negative, splice.op("Neg", rest, shape=shape), rest)
+    out.dtype = first.dtype
+    return splice.replace(out)
+
+
+@legalizes("ArgMax", "ArgMin")
+def find_last(splice: Splice, node: ir.Node) -> bool:
+    """The last of equal elements as the first in reverse."""
+    source = node.inputs[0]
+    if not attribute(node, "select_last_index", 0) or source is None:
+        return False
+    axis = attribute(node, "axis", 0) % len(shape_of(source))
+    bounds = [np.array([item], np.int64) for item in (-1, -(2**31), axis, -1)]
+    reverse = splice.op("Slice", source, *bounds, shape=shape_of(source))
+    first = splice.op(node.op_type, reverse, **plain_attributes(node) | {"select_last_index": 0})
+    first.dtype, first.shape = ir.DataType.INT64, node.outputs[0].shape
+    last = np.array(shape_of(source)[axis] - 1, np.int64)
+    out = splice.op("Sub", splice.array(last, f"{node.name}/last"), first)
+    out.dtype = ir.DataType.INT64
+    return splice.replace(out)
+
+
+@legalizes("LpNormalization")
+def spell_sum_norm(splice: Splice, node: ir.Node) -> bool:
+    """The 1-norm: division by the sum of absolute values, zeros staying zeros."""
+    source = node.inputs[0]
+    if attribute(node, "p", 2) != 1 or source is None:
+        return False
+    shape = shape_of(source)
+    axis = attribute(node, "axis", -1) % len(shape)
+    kept = tuple(1 if index == axis else size for index, size in enumerate(shape))
+    total = splice.op("ReduceL1", source, np.array([axis], np.int64), keepdims=1, shape=kept)
+    # Where the sum is zero so is every element; the smallest float keeps the quotient zero.
+    safe = splice.op("Max", total, np.array(np.finfo(np.float32).tiny, np.float32), shape=kept)
+    return splice.replace(splice.op("Div", source, safe))
+
+
+@legalizes("Dropout")
+def drop_nothing(splice: Splice, node: ir.Node) -> bool:
+    """Inference keeps everything; a mask that is wanted says so."""
+    training = plain(node.inputs[2]) if len(node.inputs) > 2 else None
+    if len(node.outputs) < 2 or node.inputs[0] is None or (training is not None and training.any()):
+        return False
+    mask = splice.op("Identity", np.ones(shape_of(node.outputs[0]), np.bool_))
+    return splice.replace(splice.op("Identity", node.inputs[0]), mask)
+
+
+@legalizes("BatchNormalization")
+def spell_training_mode(splice: Splice, node: ir.Node) -> bool:
+    """Statistics of the batch itself, and the running ones that come of it."""
+    source = node.inputs[0]
+    if not attribute(node, "training_mode", 0) or source is None or len(node.outputs) != 3:
+        return False
+    shape = shape_of(source)
+    axes = np.array([axis for axis in range(len(shape)) if axis != 1], np.int64)
+    kept, spread = (1, shape[1], *[1] * (len(shape) - 2)), [shape[1], *[1] * (len(shape) - 2)]
+    scale, bias, old_mean, old_variance = node.inputs[1:5]
+    if scale is None or bias is None or old_mean is None or old_variance is None:
+        return False
+    mean = splice.op("ReduceMean", source, axes, keepdims=1, shape=kept)
+    centred = splice.op("Sub", source, mean, shape=shape)
+    squares = splice.op("Mul", centred, centred, shape=shape)
+    variance = splice.op("ReduceMean", squares, axes, keepdims=1, shape=kept)
+    steady = splice.op("Add", variance, np.array(attribute(node, "epsilon", 1e-5), np.float32), shape=kept)
+    unit = splice.op("Div", centred, splice.op("Sqrt", steady, shape=kept), shape=shape)
+    scaled = splice.op("Mul", unit, splice.reshape(scale, spread), shape=shape)
+    out = splice.op("Add", scaled, splice.reshape(bias, spread), shape=shape)
+    momentum = attribute(node, "momentum", 0.9)
+    running = []
+    for old, new in ((old_mean, mean), (old_variance, variance)):
+        flat = splice.reshape(new, [shape[1]])
+        aged = splice.op("Mul", old, np.array(momentum, np.float32), shape=[shape[1]])
+        fresh = splice.op("Mul", flat, np.array(1 - momentum, np.float32), shape=[shape[1]])
+        running.append(splice.op("Add", aged, fresh, shape=[shape[1]]))
+    return splice.replace(out, *running)

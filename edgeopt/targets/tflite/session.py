@@ -157,7 +157,7 @@ def to_runtime(array: np.ndarray, adapter: Adapter) -> np.ndarray:
         info = np.iinfo(adapter.dtype)
         scaled = np.rint(array.astype(np.float32) / np.float32(adapter.scale)) + adapter.zero_point
         array = np.clip(scaled, info.min, info.max)
-    return np.ascontiguousarray(array.astype(adapter.dtype, copy=False))
+    return np.asarray(array.astype(adapter.dtype, copy=False), order="C")
 
 
 def from_runtime(array: np.ndarray, adapter: Adapter) -> np.ndarray:
@@ -167,4 +167,4 @@ def from_runtime(array: np.ndarray, adapter: Adapter) -> np.ndarray:
         array = shifted.astype(np.float32) * np.float32(adapter.scale)
     if adapter.permutation:
         array = array.transpose(np.argsort(adapter.permutation))
-    return np.ascontiguousarray(array)
+    return np.asarray(array, order="C")

@@ -91,7 +91,7 @@ def comparison(emitter: Emitter, step: Step) -> None:
     code = COMPARISONS[step.op_type]
     inputs = pair(emitter, step)
     if inputs[0] is not None:
-        more = ("bool", "int8") if code == "EQUAL" else ()
+        more = ("bool",) if code == "EQUAL" else ()
         need(inputs[0], "float32", "int32", "int64", *more)
     table = "".join(word.capitalize() for word in code.split("_")) + "Options"
     emitter.op(code, inputs, [emitter.write()], table)
@@ -118,12 +118,12 @@ def power(emitter: Emitter, step: Step) -> None:
 
 @operator("Mod", layout=same)
 def modulo(emitter: Emitter, step: Step) -> None:
-    """FLOOR_MOD, whose sign is the divisor's as ONNX wants for integers."""
+    """FLOOR_MOD, whose sign is the divisor's."""
     if step.attribute("fmod", 0):
         raise Unsupported("a remainder with the sign of the dividend (fmod=1) has no kernel", "fmod=0")
     inputs = pair(emitter, step)
     if inputs[0] is not None:
-        need(inputs[0], "int32", "int64")
+        need(inputs[0], "float32", "int32", "int64")
     emitter.op("FLOOR_MOD", inputs, [emitter.write()], "FloorModOptions")
 
 

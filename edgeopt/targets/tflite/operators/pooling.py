@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from edgeopt.targets.tflite.emitter import PADDING, Emitter
@@ -123,6 +125,20 @@ def source_index(step: Step, size: int, out: int, scale: float) -> np.ndarray:
     return np.asarray(np.clip(index, 0, size - 1), np.int64)
 
 
+def same_ratio(coordinates: str, scales: Sequence[float], sizes: Sequence[int], outs: Sequence[int]) -> bool:
+    """Whether RESIZE_BILINEAR, which knows sizes only, reads the coordinates that ONNX's Resize wants."""
+    whole = all(
+        abs(scale - out / size) * size < 1e-4 for scale, size, out in zip(scales, sizes, outs, strict=True)
+    )
+    if not whole:
+        return False
+    if coordinates == "pytorch_half_pixel":
+        return min(outs) > 1
+    if coordinates == "align_corners":
+        return min(outs) > 1 or tuple(outs) == tuple(sizes)
+    return coordinates in ("half_pixel", "asymmetric", "half_pixel_symmetric")
+
+
 @operator("Resize", layout=fixed_channels_last, integer=same_scale)
 def resize(emitter: Emitter, step: Step) -> None:
     """RESIZE_BILINEAR or RESIZE_NEAREST_NEIGHBOR; any other nearest Resize as GATHER per axis."""
@@ -146,22 +162,18 @@ def resize(emitter: Emitter, step: Step) -> None:
         raise Unsupported(f"resizing by {mode} has no kernel", "linear or nearest")
     if step.attribute("antialias", 0):
         raise Unsupported("resizing with antialias has no kernel", "antialias=0")
-    if any(abs(f - s) * n > 1e-4 for f, s, n in zip(factors, by_size, shape[2:], strict=True)):
-        raise Unsupported("its scale is not the ratio of its sizes", "a scale that gives whole sizes")
     coordinates = step.attribute("coordinate_transformation_mode", "half_pixel")
-    if coordinates == "half_pixel_symmetric" or (coordinates == "pytorch_half_pixel" and min(result[2:]) > 1):
-        coordinates = "half_pixel"
-    if coordinates == "align_corners" and min(result[2:]) == 1 and result[2:] != shape[2:]:
-        raise Unsupported("align_corners to a size of 1 has no kernel")
-    if coordinates not in ("half_pixel", "align_corners", "asymmetric"):
-        raise Unsupported(f"coordinates by {coordinates} have no kernel", "half_pixel")
+    if not same_ratio(coordinates, factors, shape[2:], result[2:]):
+        raise Unsupported(
+            f"coordinates by {coordinates} with these sizes have no kernel", "half_pixel, whole sizes"
+        )
     emitter.op(
         "RESIZE_BILINEAR",
         [emitter.read(0), emitter.shape(result[2:], "size")],
         [emitter.write()],
         "ResizeBilinearOptions",
         alignCorners=coordinates == "align_corners",
-        halfPixelCenters=coordinates == "half_pixel",
+        halfPixelCenters=coordinates.endswith(("half_pixel", "symmetric")),
     )
 
 

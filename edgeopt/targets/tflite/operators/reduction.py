@@ -72,6 +72,9 @@ def reduce(emitter: Emitter, step: Step) -> None:
     """MEAN, SUM and the like."""
     axes = axes_of(step)
     source, target = emitter.read(0), emitter.write()
+    if source.dtype == "bool" and axes and step.op_type in ("ReduceMax", "ReduceMin"):
+        _reduce(emitter, "REDUCE_ANY" if step.op_type == "ReduceMax" else "REDUCE_ALL", source, target, axes)
+        return
     kinds = ("float32", "int32", "int64", "int8")
     if source.dtype not in (kinds if step.op_type != "ReduceMean" else ("float32", "int8")):
         raise Unsupported(f"it is not computed in {source.dtype}", "a Cast to float32")

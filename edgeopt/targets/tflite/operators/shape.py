@@ -243,15 +243,20 @@ def gather(emitter: Emitter, step: Step) -> None:
 
 @operator("GatherND", layout=in_order)
 def gather_nd(emitter: Emitter, step: Step) -> None:
-    """GATHER_ND."""
-    if step.attribute("batch_dims", 0):
-        raise Unsupported("batch_dims have no kernel", "batch_dims=0")
+    """GATHER_ND; batch dimensions become indices where these are known."""
+    batches = step.attribute("batch_dims", 0)
     indices = step.array(1)
     if indices is None:
+        if batches:
+            raise Unsupported("batch_dims need constant indices", "batch_dims=0")
         where = emitter.read(1)
     else:
-        depth = np.array(step.shape()[: indices.shape[-1]])
-        where = emitter.shape(np.where(indices < 0, indices + depth, indices), "indices")
+        depth = np.array(step.shape()[batches : batches + indices.shape[-1]])
+        indices = np.where(indices < 0, indices + depth, indices)
+        if batches:
+            places = np.indices(indices.shape[:-1])[:batches]
+            indices = np.concatenate([np.moveaxis(places, 0, -1), indices], axis=-1)
+        where = emitter.shape(indices, "indices")
     emitter.op("GATHER_ND", [emitter.read(0), where], [emitter.write()], "GatherNdOptions")
 
 
@@ -302,9 +307,16 @@ def depth_to_space(emitter: Emitter, step: Step) -> None:
 
 @operator("SpaceToDepth", layout=_spatial, integer=same_scale)
 def space_to_depth(emitter: Emitter, step: Step) -> None:
-    """SPACE_TO_DEPTH."""
+    """SPACE_TO_DEPTH; the column-row-depth order reorders the channels after it."""
     block = step.attribute("blocksize")
-    emitter.op("SPACE_TO_DEPTH", [emitter.read(0)], [emitter.write()], "SpaceToDepthOptions", blockSize=block)
+    source, target = emitter.read(0), emitter.write()
+    if step.attribute("mode", "DCR") != "CRD":
+        emitter.op("SPACE_TO_DEPTH", [source], [target], "SpaceToDepthOptions", blockSize=block)
+        return
+    made = emitter.like(target, target.shape, "blocks")
+    emitter.op("SPACE_TO_DEPTH", [source], [made], "SpaceToDepthOptions", blockSize=block)
+    order = np.arange(target.shape[3]).reshape(block**2, -1).T.reshape(-1)
+    emitter.op("GATHER", [made, emitter.shape(order, "order")], [target], "GatherOptions", axis=3)
 
 
 @operator("CumSum", layout=first_only)
