@@ -173,7 +173,7 @@ def resize(emitter: Emitter, step: Step) -> None:
         [emitter.write()],
         "ResizeBilinearOptions",
         alignCorners=coordinates == "align_corners",
-        halfPixelCenters=coordinates.endswith(("half_pixel", "symmetric")),
+        halfPixelCenters=coordinates in ("half_pixel", "pytorch_half_pixel", "half_pixel_symmetric"),
     )
 
 
