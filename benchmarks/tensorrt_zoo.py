@@ -1,8 +1,10 @@
 """Lowers every model of the zoo for TensorRT and compares the ONNX file with what it came from.
 
-``python -m benchmarks.tensorrt_zoo [--device jetson-nano] [NAME]...`` prints a Markdown table. Each model
-goes the whole corridor on its own data. Then its file is checked (opset, operators in the table of the
-device's TensorRT) and run in reference mode beside the model that it came from: the float original where
+``python -m benchmarks.tensorrt_zoo [--device jetson-nano] [--version 8.5.2] [NAME]...`` prints a Markdown
+table; the version is the device's own, or another of TensorRT.
+
+Each model goes the whole corridor on its own data. Then its file is checked (opset, operators in the table
+of that TensorRT) and run in reference mode beside the model that it came from: the float original where
 the engine computes in float16, the quantized graph before ``prepare`` where it computes in int8. The error
 is max|Δ| over max|expected|, the worst of all outputs and calls; the agreement is that of argmax.
 """
@@ -125,8 +127,11 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("names", nargs="*")
     parser.add_argument("--device", default="jetson-nano")
+    parser.add_argument("--version")
     options = parser.parse_args()
     platform = load_platform(options.device, "tensorrt")
+    if options.version:
+        platform = platform.model_copy(update={"runtime_version": options.version})
     print(HEADER)
     print("|" + " --- |" * HEADER.count(" | ") + " --- |")
     for name in options.names or ENTRIES:
