@@ -241,6 +241,22 @@ def test_tensorrt_8_takes_float_weights_before_the_quantization() -> None:
     assert [node.op_type for node in folded.graph] == ["DequantizeLinear", "MatMul"]
 
 
+def test_decompositions_of_a_quantized_model_are_proved_in_float() -> None:
+    platform = Platform(device=load_device("jetson-orin-nano"), runtime=ORIN.runtime, runtime_version="8.5.2")
+    body = """agraph (float[N, 4] x) => (float[N, 4] y)
+    <float scale = {0.1}, int8 zero = {0}, float[4] gain = {1, 2, 3, 4}> {
+        n = LayerNormalization(x, gain)
+        q = QuantizeLinear(n, scale, zero)
+        d = DequantizeLinear(q, scale, zero)
+        y = Gelu(d)
+    }"""
+    prepared, change = Tensorrt().prepare(parsed(body, 20), platform)
+    assert prepared.opset_imports[""] == 17
+    assert {rewrite.rule for rewrite in change.rewrites} == {"decompose LayerNormalization", "decompose Gelu"}
+    assert change.details["error"] < 1e-5
+    assert any("exceed float16" in note for note in change.notes)
+
+
 def test_large_weights_lie_in_the_file_itself(tmp_path: Path) -> None:
     body = "agraph (float[N, 640] x, float[640, 512] w) => (float[N, 512] y) { y = MatMul(x, w) }"
     model = ir.to_proto(parsed(body))
