@@ -210,6 +210,7 @@ class Corridor:
             verify=self.job.verify,
             watch=self.watch,
         )
+        target = self.job.target.fitted(part.shapes)
         part.figures = self.figures(part, part.state, exact=True)
         state, change, seconds, cached = stepper.computed(part.state, "raise-opset", [opset.TARGET], _raise)
         part.state = state
@@ -218,7 +219,7 @@ class Corridor:
         checked = False
         for options in self.job.steps if self.job.steps is not None else make_steps(default_passes()):
             if options.stage != "structure" and not checked:
-                refuse(self.job.target.check(part.state.model, self.job.platform), self.job.platform)
+                refuse(target.check(part.state.model, self.job.platform), self.job.platform)
                 checked = True
             for step in stepper.run(part.state, options):
                 part.state = step.state
@@ -227,7 +228,6 @@ class Corridor:
                 self.note(part, step.change)
                 exact = step.options.keeps == "exact"
                 self.record(part, step.options, step.change, step.cpu_seconds, step.cached, exact)
-        target = self.job.target
         state, change, seconds, cached = stepper.computed(
             part.state,
             "prepare",

@@ -86,11 +86,12 @@ def default_output(name: str, platform: Platform, root: Path = Path("build")) ->
 
 
 def make_target(platform: Platform, format: str = "", **options: Any) -> Target:
-    """Makes the target of a platform's runtime, checking the format asked for.
+    """Makes the target of a platform's runtime, checking the format asked for; empty options are left out.
 
     Raises:
-        UserError: The runtime has no such format.
+        UserError: The runtime has no such format, or the target no such option.
     """
+    options = {key: value for key, value in options.items() if value}
     formats = platform.rules.formats
     if format and format not in formats:
         raise UserError(
@@ -149,7 +150,7 @@ def jobs(file: RecipeFile, **common: Any) -> list[Job]:
                         name=name,
                         parts=_parts(file, entry),
                         platform=platform,
-                        target=make_target(platform, recipe.output.format),
+                        target=make_target(platform, recipe.output.format, io=recipe.output.io),
                         output=default_output(name, platform, root),
                         data=entry.data or recipe.data,
                         base=file.path.parent,
@@ -203,6 +204,7 @@ def describe(
     keep_float: Sequence[str] = (),
     output: str | Path | None = None,
     format: str = "",
+    io: str = "",
     name: str | None = None,
     **common: Any,
 ) -> Job:
@@ -224,6 +226,7 @@ def describe(
         keep_float: Patterns of nodes that stay in float.
         output: The artifact's folder.
         format: The artifact's format.
+        io: ``int8`` for quantized inputs and outputs, where the target has that option.
         name: The model's name, by default its file's.
         common: Further fields of ``Job``.
 
@@ -256,7 +259,7 @@ def describe(
         name=named,
         parts={"model": PartSource(model, None if weights is None else Path(weights), shapes or {}, example)},
         platform=platform,
-        target=make_target(platform, format),
+        target=make_target(platform, format, io=io),
         output=default_output(named, platform) if output is None else Path(output),
         data=spec,
         budgets=tuple(Budget.parse(key, text) for key, text in (budget or {}).items()),

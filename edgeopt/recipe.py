@@ -104,6 +104,7 @@ class OutputEntry(schema.Schema):
     dir: str = "build"
     targets: list[str] | None = None
     format: str = ""
+    io: str = ""
 
 
 class Recipe(schema.Schema):

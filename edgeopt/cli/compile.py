@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 @click.option("--harness", help="module:function that runs the model where one call is not enough.")
 @click.option("--target", "-t", help="The runtime; by default the device's first.")
 @click.option("--format", "format_", default="", help="The artifact's format, such as onnx or ort.")
+@click.option("--io", default="", help="Inputs and outputs of the file: float, or int8 (target tflite).")
 @click.option("--max-drop", help="Budget on the accuracy drop, such as 1pp.")
 @click.option("--min-fidelity", help="Budget on the fidelity, such as 15dB.")
 @click.option("--max-size", help="Budget on the artifact's size, such as 3MiB.")
@@ -121,6 +122,8 @@ def _recipe_jobs(path: str, options: dict[str, Any]) -> list[Job]:
         settings.append(f"output.targets=[{options['target']}]")
     if options["format_"]:
         settings.append(f"output.format={options['format_']}")
+    if options["io"]:
+        settings.append(f"output.io={options['io']}")
     found = jobs(
         read_recipe(Path(path), settings),
         force=options["force"],
@@ -178,6 +181,7 @@ def _single_job(model: str | None, torch: str | None, options: dict[str, Any]) -
         keep_float=options["keep_float"],
         output=options["output"],
         format=options["format_"],
+        io=options["io"],
         name=name,
         threads=options["threads"],
         limit=options["limit"],

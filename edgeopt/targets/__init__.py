@@ -6,7 +6,9 @@ Installed packages add theirs with the entry point group ``edgeopt.targets``.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
+from collections.abc import Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -32,14 +34,22 @@ def make(name: str, **options: Any) -> Target:
     """Makes a target by its name.
 
     Raises:
-        UserError: There is none of that name.
+        UserError: There is none of that name, or it has no such option.
     """
     if name not in (known := names()):
         raise UserError(f"there is no target {name!r}", nearest=nearest(name, known))
     for point in entry_points(group="edgeopt.targets"):
         if point.name == name:
             loaded: type[Target] = point.load()
-            return loaded(**options)
+            return _made(name, loaded, options)
     module = importlib.import_module(f"edgeopt.targets.{name}")
     found: type[Target] = getattr(module, name.capitalize())
-    return found(**options)
+    return _made(name, found, options)
+
+
+def _made(name: str, target: type[Target], options: Mapping[str, Any]) -> Target:
+    known = [item.name for item in dataclasses.fields(target)]
+    for key in options:
+        if key not in known:
+            raise UserError(f"the target {name} has no option {key!r}", nearest=nearest(key, known))
+    return target(**options)

@@ -96,6 +96,13 @@ class Target(ABC):
         """Returns the options as plain data, in the order of the fields."""
         return {item.name: getattr(self, item.name) for item in fields(self)}
 
+    def fitted(self, shapes: Mapping[str, Sequence[int]]) -> Target:
+        """The target for a model whose inputs have these shapes in one call, by name.
+
+        A runtime of static shapes fixes open dimensions by them; others need nothing of the kind.
+        """
+        return self
+
     @abstractmethod
     def check(self, model: ir.Model, platform: Platform) -> list[Problem]:
         """Lists the nodes that the platform cannot run, even after ``prepare``."""

@@ -8,7 +8,7 @@ biases to integers; ``emit`` chooses layouts (NHWC by propagation, see ``graph/l
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -49,6 +49,13 @@ class Tflite(Target):
             raise UserError(f"the target tflite has no format {self.format!r}", hint="--format tflite")
         if self.io not in ("float", "int8"):
             raise UserError(f"--io is float or int8, not {self.io!r}")
+
+    def fitted(self, shapes: Mapping[str, Sequence[int]]) -> Tflite:
+        """Takes over shapes of calibration data for open dimensions, where none are given."""
+        if self.shape or not shapes:
+            return self
+        texts = (f"{name}={','.join(map(str, sizes))}" for name, sizes in shapes.items())
+        return replace(self, shape=tuple(texts))
 
     def check(self, model: ir.Model, platform: Platform) -> list[Problem]:
         """Lists the nodes that cannot be said in TFLite, even after ``prepare``."""

@@ -183,6 +183,18 @@ def test_wrong_options_are_refused():
         Tflite(shape=("z=1",)).check(model([node("Relu", "x", "y")], {"x": [1]}, ["y"]), platform())
 
 
+def test_shapes_of_calibration_data_fix_open_dimensions():
+    given = model([node("Relu", "x", "y")], {"x": ["batch", 1, "h", "w"]}, ["y"])
+    fitted = Tflite().fitted({"x": (1, 1, 4, 6)})
+    assert fitted.check(given, platform()) == []
+    assert Tflite(shape=("x=1,1,2,2",)).fitted({"x": (1, 1, 4, 6)}).shape == ("x=1,1,2,2",)
+
+
+def test_an_option_of_another_target_is_refused():
+    with pytest.raises(UserError, match="the target onnxruntime has no option 'io'"):
+        make("onnxruntime", io="int8")
+
+
 def test_two_conversions_give_the_same_bytes(tmp_path):
     given = model([node("Conv", "x,w", "y")], {"x": [1, 4, 6, 6]}, ["y"], {"w": weight(8, 4, 3, 3)})
     files = []
