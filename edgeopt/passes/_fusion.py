@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from edgeopt.graph.change import Change
+from edgeopt.graph.change import Change, Skipped
 from edgeopt.graph.rewriting import Rule, rewrite
 from edgeopt.passes.base import Context, Facet, Pass
 
@@ -36,7 +36,8 @@ class Fusion(Pass):
     def apply(self, model: ir.Model, context: Context) -> Change:
         """Edits the model in place."""
         if self.kernel and context.rules is not None and self.kernel not in context.rules.fusions:
-            return Change(summary=f"not run: the runtime has no kernel {self.kernel}")
+            reason = f"the runtime has no kernel {self.kernel}"
+            return Change(summary="none", skipped=[Skipped(self.name, "", reason)])
         change = rewrite(model, self.patterns, context)
         change.summary = f"{len(change.rewrites)} fused" if change.rewrites else "none"
         return change

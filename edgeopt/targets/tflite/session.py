@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
-from collections.abc import Mapping, Sequence
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +70,9 @@ class TfliteSession(Session):
             options["experimental_op_resolver_type"] = module.OpResolverType.BUILTIN_REF
         source = {"model_path": str(content)} if isinstance(content, Path) else {"model_content": content}
         try:
-            self._interpreter = module.Interpreter(**source, **options)
-            self._interpreter.allocate_tensors()
+            with _silenced():
+                self._interpreter = module.Interpreter(**source, **options)
+                self._interpreter.allocate_tensors()
         except (RuntimeError, ValueError) as failure:
             raise RuntimeFailure(f"the TFLite file cannot be loaded: {first_line(failure)}") from failure
         sides = {
@@ -168,3 +172,18 @@ def from_runtime(array: np.ndarray, adapter: Adapter) -> np.ndarray:
     if adapter.permutation:
         array = array.transpose(np.argsort(adapter.permutation))
     return np.asarray(array, order="C")
+
+
+@contextlib.contextmanager
+def _silenced() -> Iterator[None]:
+    """Keeps the interpreter's own lines about its delegates off stderr; errors come as exceptions."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    sink = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(sink, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(sink)
