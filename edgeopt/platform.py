@@ -224,6 +224,8 @@ class RuntimeVersion(schema.Schema):
         versions: A version specifier, such as ``>=1.17``; the first entry that matches holds.
         opset: The lowest and highest ai.onnx opset that it takes.
         operators: Per domain ("" is ai.onnx) the operators it runs, ``["*"]`` for all of them.
+        floats_only: Operators of ai.onnx that are documented to compute on floats alone, though they have
+            kernels for integers elsewhere.
         data_types: Element types that it computes in.
         fusions: The patterns that run as one kernel; the fusion passes of these names may fire.
         precisions: Schemes that it runs, the generally fastest first.
@@ -239,6 +241,7 @@ class RuntimeVersion(schema.Schema):
     versions: str
     opset: tuple[int, int] = (7, 25)
     operators: dict[str, list[str]]
+    floats_only: list[str] = []
     data_types: list[str] = []
     fusions: list[str] = []
     precisions: list[str] = ["float32"]

@@ -117,6 +117,14 @@ def test_asymmetric_quantization_is_refused() -> None:
     assert {problem.op_type for problem in Tensorrt().check(parsed(body), ORIN)} >= {"QuantizeLinear"}
 
 
+def test_integers_where_the_table_lists_floats_are_told() -> None:
+    model = parsed("agraph (int64[N, 4] x) => (int64[1, 1] y) { y = ReduceSum(x) }")
+    _, change = Tensorrt().prepare(model, NANO)
+    assert any("ReduceSum" in note and "lists floats alone" in note for note in change.notes)
+    _, change = Tensorrt().prepare(model, ORIN)
+    assert not change.notes
+
+
 # ---- files
 
 

@@ -30,7 +30,7 @@ from edgeopt.targets._opset import ir_version, lower
 from edgeopt.targets.base import Emitted, ModelFile, Problem, Target, refuse
 from edgeopt.targets.onnxruntime import EXTERNAL, strip_names
 from edgeopt.targets.tensorrt.commands import build_script, run_script
-from edgeopt.targets.tensorrt.constraints import PROCESSOR, problems
+from edgeopt.targets.tensorrt.constraints import PROCESSOR, on_integers, problems
 
 TOLERANCE = 1e-4
 """How far the whole lowered model may stray from the original, relative to its largest output."""
@@ -73,6 +73,12 @@ class Tensorrt(Target):
             change.notes.append(
                 f"{count} normalizations became single operators, whose squares exceed float16 for inputs "
                 "beyond 255: compare the engine's outputs with golden/ on the device"
+            )
+        if doubtful := on_integers(prepared, rules):
+            change.notes.append(
+                f"the table of TensorRT {platform.runtime_version} lists floats alone for these, which "
+                f"compute on integers here: {', '.join(doubtful[:5])}"
+                + (f" and {len(doubtful) - 5} more" if len(doubtful) > 5 else "")
             )
         weights = _store_integers(prepared, rules)
         said = [f"{len(change.rewrites)} operators decomposed"] if change.rewrites else []

@@ -53,6 +53,22 @@ def problems(model: ir.Model, rules: RuntimeVersion, version: str) -> Iterator[P
             yield Problem(item.name or "", item.op_type, *found)
 
 
+def on_integers(model: ir.Model, rules: RuntimeVersion) -> list[str]:
+    """Names the nodes that compute on integers where the table lists floats alone.
+
+    The parser may take them all the same (TensorRT's own layers take more than the table says), so they
+    are no problem but a doubt.
+    """
+    return [
+        f"{item.name} ({item.op_type})"
+        for item in model.graph.all_nodes()
+        if item.op_type in rules.floats_only
+        and item.domain in ("", "ai.onnx")
+        and (value := item.inputs[0]) is not None
+        and value.dtype in (ir.DataType.INT32, ir.DataType.INT64)
+    ]
+
+
 def _types(item: ir.Node, rules: RuntimeVersion, version: str) -> Reason:
     for value in (*item.inputs, *item.outputs):
         if value is None or value.dtype is None:
