@@ -10,6 +10,7 @@ edgeopt.EdgeoptError                                        base of every error 
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 from edgeopt import _late_imports
@@ -17,6 +18,9 @@ from edgeopt import _late_imports
 __version__ = "0.1.0"
 
 _late_imports.install()
+
+# onnxruntime reports its use to Microsoft unless it finds this when it is imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
     from edgeopt.artifact import open_artifact

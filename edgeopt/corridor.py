@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,11 +23,13 @@ from edgeopt.graph.change import Change
 from edgeopt.graph.cost import model_size
 from edgeopt.graph.execute import Executor
 from edgeopt.graph.names import name_nodes
-from edgeopt.harness import Harness, record_calls
+from edgeopt.graph.shapes import without_weights
+from edgeopt.harness import Harness
 from edgeopt.job import Job, default_passes, make_steps
 from edgeopt.load import load, refuse_unknown_operators
 from edgeopt.outcome import StepRecord
 from edgeopt.passes.base import Facets, Options, Samples
+from edgeopt.recording import recorded_calls
 from edgeopt.runners.host import OnnxSession
 from edgeopt.session import Session, signature
 from edgeopt.stepping import State, Stepper
@@ -47,6 +50,7 @@ class Part:
         validate: Model calls for validation, or ``None``.
         state: The model as the last step left it.
         figures: The float model's figures, by quantity.
+        bytes: What the original takes on disk, its external data included.
     """
 
     name: str
@@ -56,6 +60,7 @@ class Part:
     calibrate: Samples | None = None
     validate: Samples | None = None
     figures: Mapping[str, Evidence] = field(default_factory=dict)
+    bytes: int = 0
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -112,13 +117,15 @@ class Corridor:
                 allow_code=self.job.allow_code,
                 base=self.job.base,
             )
+            size = stored_bytes(model, source.source)
             spec = self.job.data
             if spec is not None and spec.preprocess is not None and spec.preprocess.fold:
                 model = preprocess.fold(model, spec.preprocess)
             name_nodes(model)
             refuse_unknown_operators(model)
             found = model_digest(model, self.store)
-            self.parts[name] = Part(name, model, found, State(found, self.store, model))
+            state = State(found, self.store, model)
+            self.parts[name] = Part(name, model, found, state, bytes=size)
 
     # ---- data
 
@@ -165,13 +172,16 @@ class Corridor:
             only.calibrate, only.validate = self.data.calibrate, self.data.validate
             return
         self.watch.step("record calls")
-        with opened(self.originals()) as sessions:
-            for kind in ("calibrate", "validate"):
-                samples = getattr(self.data, kind)
-                if samples is not None and self.harness is not None:
-                    calls = record_calls(self.harness, sessions, samples)
-                    for name, part in self.parts.items():
-                        setattr(part, kind, calls[name])
+        digests = [part.digest for part in self.parts.values()]
+        for kind in ("calibrate", "validate"):
+            samples = getattr(self.data, kind)
+            if samples is None:
+                continue
+            calls = recorded_calls(
+                self.harness, lambda: opened(self.originals()), digests, samples, self.store
+            )
+            for name, part in self.parts.items():
+                setattr(part, kind, calls[name])
 
     def _check_asked(self, asked: Sequence[Budget]) -> None:
         """Refuses budgets that the data cannot judge."""
@@ -259,7 +269,13 @@ class Corridor:
         """
         validation = None if exact or part.validate is None else part.validate.digest
         key = digest(
-            "figures", state.digest, part.digest, self.job.platform.digest, self.job.threads, validation
+            "figures",
+            state.digest,
+            part.digest,
+            self.job.platform.digest,
+            self.job.threads,
+            part.shapes,
+            validation,
         )
         record = self.store.record(key)
         if record is None:
@@ -289,6 +305,15 @@ def opened(sessions: Mapping[str, Session]) -> Iterator[Mapping[str, Session]]:
     finally:
         for session in sessions.values():
             session.close()
+
+
+def stored_bytes(model: ir.Model, source: Any) -> int:
+    """The bytes of a model's own file and external data; of a model without a file, those it would take."""
+    if isinstance(source, (str, Path)) and str(source).endswith(".onnx"):
+        outside = (value.const_value for graph in model.graphs() for value in graph.initializers.values())
+        lengths = (item.nbytes for item in outside if isinstance(item, ir.ExternalTensor))
+        return Path(source).stat().st_size + sum(lengths)
+    return model_size(model) + len(without_weights(model).SerializeToString())
 
 
 def _raise(model: ir.Model) -> tuple[ir.Model, Change]:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,24 +110,27 @@ class RecordedCalls:
 
     labels: np.ndarray | None = None
 
-    def __init__(self, files: list[Path], holder: Any = None) -> None:
-        self._files = files
+    def __init__(self, files: Sequence[Path], holder: Any = None, digest: str | None = None) -> None:
+        self.files = tuple(files)
         self._holder = holder  # keeps a temporary folder alive
+        self._digest = digest
 
     def __len__(self) -> int:
-        return len(self._files)
+        return len(self.files)
 
     @property
     def digest(self) -> str:
         """SHA-256 of the calls, in order."""
-        state = hashlib.sha256()
-        for feeds in self.feeds():
-            state.update(digest(feeds))
-        return state.hexdigest()
+        if self._digest is None:
+            state = hashlib.sha256()
+            for feeds in self.feeds():
+                state.update(digest(feeds))
+            self._digest = state.hexdigest()
+        return self._digest
 
     def feeds(self, batch: int = 1) -> Iterator[dict[str, np.ndarray]]:
         """Streams the calls as they were made; ``batch`` changes nothing."""
-        for path in self._files:
+        for path in self.files:
             with np.load(path, allow_pickle=False) as arrays:
                 yield {name: arrays[name] for name in arrays.files}
 

@@ -64,6 +64,8 @@ def conclude(
     """Joins all evidence and judges the budgets."""
     job = corridor.job
     before = total(corridor, [part.figures for part in corridor.parts.values()])
+    original = sum(part.bytes for part in corridor.parts.values())
+    before["size"] = Evidence("size", original, "B", "measured", corridor.device)
     last = {record.part: record.figures for record in corridor.ledger}
     after = total(corridor, list(last.values()))
     grown = artifact.size - after["size"].value

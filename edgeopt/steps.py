@@ -112,8 +112,8 @@ class Store:
         return sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
 
     def clear(self) -> None:
-        """Deletes every entry and blob."""
-        for name in ("entries", "blobs"):
+        """Deletes every entry, blob and recorded call."""
+        for name in ("entries", "blobs", "calls"):
             shutil.rmtree(self.folder / name, ignore_errors=True)
 
     def _entry(self, key: str) -> Path:

@@ -30,7 +30,7 @@ ROOMS: list[set[str]] = [
     {"artifact", "golden"},
     {"runners"},
     {"benchmark", "evaluate", "footprint", "judgement"},
-    {"job", "outcome", "stepping"},
+    {"job", "outcome", "stepping", "recording"},
     {"corridor"},
     {"writing", "judging"},
     {"compilation"},

@@ -6,7 +6,9 @@ takes to add one.
 
 from __future__ import annotations
 
+import codecs
 import importlib
+import io
 import os
 import sys
 from typing import Any, NoReturn
@@ -62,6 +64,10 @@ def cli() -> None:
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Runs the command line and exits with its code: one sentence for every error, no traceback."""
+    codecs.register_error("spelled", _spelled)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="spelled")
     sys.exit(call(arguments))
 
 
@@ -96,6 +102,17 @@ def call(arguments: list[str] | None = None) -> int:
             "  try: run again with EDGEOPT_DEBUG=1 for the traceback, and report it"
         )
         return 3
+
+
+_SPELLINGS = {"µ": "u", "≤": "<=", "≥": ">=", "±": "+-", "→": "->", "×": "x"}
+
+
+def _spelled(error: UnicodeError) -> tuple[str, int]:
+    """Writes characters that the terminal's encoding lacks in those that it has."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end]
+    return "".join(_SPELLINGS.get(letter, "?") for letter in text), error.end
 
 
 def fail(text: str) -> None:

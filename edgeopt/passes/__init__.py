@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from importlib.metadata import entry_points
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,12 @@ __all__ = ["Change", "Context", "Facets", "Options", "Pass", "Plan", "make", "na
 _NOT_PASSES = {"__init__", "base"}
 
 
+@cache
+def _installed() -> tuple[EntryPoint, ...]:
+    """The passes of installed packages; finding them reads every package's metadata, so it is done once."""
+    return tuple(entry_points(group="edgeopt.passes"))
+
+
 def names() -> list[str]:
     """Lists every known pass, sorted."""
     folder = Path(__file__).parent
@@ -28,7 +35,7 @@ def names() -> list[str]:
         path.parent.name for path in folder.glob("*/__init__.py")
     }
     ours = {stem.replace("_", "-") for stem in stems - _NOT_PASSES if not stem.startswith("_")}
-    return sorted(ours | {point.name for point in entry_points(group="edgeopt.passes")})
+    return sorted(ours | {point.name for point in _installed()})
 
 
 def find(name: str) -> type[Options]:
@@ -41,7 +48,7 @@ def find(name: str) -> type[Options]:
         raise UserError(
             f"there is no pass {name!r}", nearest=nearest(name, known), hint="edgeopt passes list"
         )
-    for point in entry_points(group="edgeopt.passes"):
+    for point in _installed():
         if point.name == name:
             loaded: type[Options] = point.load()
             return loaded

@@ -71,6 +71,9 @@ class WeightOnly(Pass):
         keep = set(kept(model, self.keep_float))
         params = constants(model, rules, keep, context, self.name, change, block if four else 0)
         write(model, params)
+        if not change.rewrites:
+            change.details = {}  # the model stays in float32
+            return change
         change.summary = f"weights of {len(change.rewrites)} layers to int{4 if four else 8}"
         return change
 

@@ -261,10 +261,13 @@ def _spec(item: Any) -> TensorSpec:
 
 def _python(emitted: Emitted, inputs: Sequence[TensorSpec]) -> str:
     lines = [
+        "from pathlib import Path",
+        "",
         "import numpy as np",
         "import onnxruntime",
         "",
-        f'session = onnxruntime.InferenceSession("{emitted.main}", providers=["CPUExecutionProvider"])',
+        f'model = Path(__file__).with_name("{emitted.main}")',
+        'session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])',
         "feeds = {",
     ]
     for spec in inputs:

@@ -247,7 +247,7 @@ def test_the_python_snippet_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     inputs = target.open(tmp_path, {"model": emitted.main}).inputs
     snippets = target.snippets(emitted, inputs)
     monkeypatch.chdir(tmp_path)
-    exec(compile(snippets["run.py"], "run.py", "exec"), {})
+    exec(compile(snippets["run.py"], "run.py", "exec"), {"__file__": str(tmp_path / "run.py")})
     assert 'session(env, "model.onnx"' in snippets["run.cpp"]
 
 

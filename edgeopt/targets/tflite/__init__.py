@@ -105,10 +105,12 @@ class Tflite(Target):
 
 
 _SNIPPET = '''"""Runs model.tflite once on zeros: pip install ai-edge-litert"""
+from pathlib import Path
+
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 
-model = Interpreter("model.tflite", num_threads=4)
+model = Interpreter(str(Path(__file__).with_name("model.tflite")), num_threads=4)
 model.allocate_tensors()
 for entry in model.get_input_details():  # channels last where the original has them second
     model.set_tensor(entry["index"], np.zeros(entry["shape"], entry["dtype"]))
