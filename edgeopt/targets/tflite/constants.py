@@ -138,7 +138,7 @@ def fold(model: ir.Model) -> bool:
     for value in wanted:
         array = arrays[value.name or ""]
         _replace(graph, value, array)
-    graph.remove(chosen, safe=False)
+    graph.remove(chosen, safe=True)
     return True
 
 

@@ -206,3 +206,14 @@ def test_unsigned_activations_are_refused():
     nodes = [node("QuantizeLinear", "x,s,z", "q"), node("DequantizeLinear", "q,s,z", "y")]
     problems = Tflite().check(model(nodes, {"x": [2, 12]}, ["y"], params), platform())
     assert "only int8" in problems[0].reason
+
+
+def test_a_prepared_model_holds_its_weights_once():
+    prepared, _ = Tflite().prepare(quantize(network()), platform())
+    floats = [
+        value.const_value.nbytes
+        for value in prepared.graph.initializers.values()
+        if value.dtype == ir.DataType.FLOAT
+    ]
+    # What is left in float are scales.
+    assert max(floats) <= 4 * 10
