@@ -181,3 +181,16 @@ def test_what_the_runtime_has_stays() -> None:
     rules = load_runtime("tensorrt").at("10.3.0")
     assert not legalize(model, rules.runs, rules.opset[1]).rewrites
     assert [node.op_type for node in model.graph] == ["LayerNormalization", "Gelu"]
+
+
+def test_functions_are_inlined_and_legalized() -> None:
+    model = parsed(
+        """<ir_version: 9, opset_import: ["" : 20, "own" : 1]>
+        agraph (float[N, 6] x) => (float[N, 6] y) { y = own.twice(x) }
+        <domain: "own", opset_import: ["" : 20]>
+        twice (x) => (y) { g = Gelu(x) y = Add(g, g) }"""
+    )
+    after = decompose(model)
+    assert not after.functions
+    assert "Erf" in {node.op_type for node in after.graph}
+    assert not compare_models(model, after).reason

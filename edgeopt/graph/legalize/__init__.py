@@ -14,6 +14,7 @@ from typing import ClassVar, Literal
 
 import onnx
 import onnx_ir as ir
+from onnx_ir.passes.common import InlinePass
 
 from edgeopt.graph.change import Change
 from edgeopt.graph.legalize import activations, arithmetic, normalization, tensors
@@ -64,6 +65,8 @@ def legalize(
     Returns:
         Every decomposition made, and why others were not.
     """
+    if model.functions:
+        InlinePass()(model)  # what runs in a function is legalized too
     current = model.opset_imports.get("", 0)
     present = {node.op_type for node in model.graph.all_nodes() if node.domain in ("", "ai.onnx")}
     wanted = [item for item in DECOMPOSITIONS if _wanted(item, runs, min(opset, current))]
