@@ -589,7 +589,9 @@ def spell_sum_norm(splice: Splice, node: ir.Node) -> bool:
 def drop_nothing(splice: Splice, node: ir.Node) -> bool:
     """Inference keeps everything; a mask that is wanted says so."""
     training = plain(node.inputs[2]) if len(node.inputs) > 2 else None
-    if len(node.outputs) < 2 or node.inputs[0] is None or (training is not None and training.any()):
+    ratio = plain(node.inputs[1]) if len(node.inputs) > 1 else None
+    random = training is not None and training.any() and (ratio is None or ratio.any())
+    if len(node.outputs) < 2 or node.inputs[0] is None or random:
         return False
     mask = splice.op("Identity", np.ones(shape_of(node.outputs[0]), np.bool_))
     return splice.replace(splice.op("Identity", node.inputs[0]), mask)

@@ -64,6 +64,13 @@ def transpose(emitter: Emitter, step: Step) -> None:
 @operator("Identity", "Dropout", layout=first_only, integer=same_scale)
 def alias(emitter: Emitter, step: Step) -> None:
     """Nothing."""
+    training = step.array(2) if step.op_type == "Dropout" else None
+    if training is not None and training.any():
+        ratio = step.array(1)
+        if ratio is None or ratio.any():
+            raise Unsupported("it drops at random, as in training", "a model exported for inference")
+    if len(step.outputs) > 1:
+        raise Unsupported("the mask of a Dropout in training is not given", "a model exported for inference")
     emitter.define(step.outputs[0], emitter.read(0), emitter.choice.outputs[0])
 
 
