@@ -33,7 +33,7 @@ from edgeopt.recording import recorded_calls
 from edgeopt.runners.host import OnnxSession
 from edgeopt.session import Session, signature
 from edgeopt.stepping import State, Stepper
-from edgeopt.steps import Store, digest, model_digest
+from edgeopt.steps import Store, digest, model_digest, tool_versions
 from edgeopt.targets.base import refuse
 from edgeopt.watch import Watch
 
@@ -139,10 +139,9 @@ class Corridor:
                     f"the budget on {asked[0].quantity.replace('_', ' ')} cannot be judged without data",
                     hint="give --data",
                 )
-            self.notes.append(
-                "without data the artifact is not judged; with --data it can be quantized to static int8 "
-                "and its accuracy proven"
-            )
+            quantized = "be quantized to static int8 and " if self.rules.quantization is not None else ""
+            proven = f"with --data it can {quantized}have its accuracy proven"
+            self.notes.append(f"without data the artifact is not judged; {proven}")
             return
         if spec.harness is None and len(self.parts) > 1:
             raise DataError(
@@ -276,6 +275,7 @@ class Corridor:
             self.job.threads,
             part.shapes,
             validation,
+            tool_versions(),
         )
         record = self.store.record(key)
         if record is None:

@@ -48,4 +48,5 @@ def accelerator_seconds(node: NodeCost, accelerator: Accelerator, engine: Precis
     memory = moved / (2 if narrow else 1) / (accelerator.bandwidth * BANDWIDTH)
     share = DEPTHWISE if node.kernel == "depthwise" else SHARE
     work = node.macs if node.kernel in ARITHMETIC else node.operations / 2
-    return max(work / (rate * share), memory) + LAUNCH
+    launch = 0.0 if node.kernel == "elementwise" else LAUNCH  # chains of these join their neighbours
+    return max(work / (rate * share), memory) + launch
