@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import click
 
 from edgeopt import __version__
-from edgeopt.errors import EdgeoptError
+from edgeopt.errors import EdgeoptError, UserError, nearest
 
 COMMANDS = {
     "compile": "Turn a model into the best artifact for a device, and judge it",
@@ -40,10 +40,18 @@ class LazyGroup(click.Group):
         """Lists the commands in the order of the help."""
         return list(COMMANDS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Imports the command's module and returns its command."""
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command:
+        """Imports the command's module and returns its command.
+
+        Raises:
+            UserError: There is no such command.
+        """
         if cmd_name not in COMMANDS:
-            return None
+            raise UserError(
+                f"there is no command {cmd_name!r}",
+                nearest=nearest(cmd_name, COMMANDS),
+                hint="edgeopt --help",
+            )
         module = importlib.import_module(f"edgeopt.cli.{cmd_name}")
         command: click.Command = module.command
         return command

@@ -233,3 +233,8 @@ def test_weights_that_the_store_holds_are_in_the_artifact(edgeopt: Edgeopt) -> N
     shutil.rmtree(os.environ["EDGEOPT_CACHE"])
     found = open_artifact(Path("out1")).open()["model"].run({"x": np.ones((1, 64), np.float32)})["y"]
     assert np.allclose(found, weight.sum(0), atol=0.1)
+
+
+def test_a_misspelt_command_names_its_neighbour(edgeopt: Edgeopt) -> None:
+    ran = edgeopt("comple", "m.onnx")
+    assert (ran.code, "nearest: compile" in ran.err) == (2, True)
