@@ -279,8 +279,13 @@ def default_passes() -> list[tuple[str, dict[str, Any]]]:
     return [*structure_passes(), ("quantize", {})]
 
 
+def code_name(code: str) -> str:
+    """Names a model after the module of its ``package.module:build``, whose function is seldom telling."""
+    return code.partition(":")[0].rpartition(".")[2]
+
+
 def _name(model: Any) -> str:
     if isinstance(model, (str, Path)):
         text = str(model)
-        return text.rpartition(":")[2] if ":" in text and not Path(text).exists() else Path(text).stem
+        return code_name(text) if ":" in text and not Path(text).exists() else Path(text).stem
     return type(model).__name__.lower() if not hasattr(model, "graph") else (model.graph.name or "model")

@@ -136,8 +136,9 @@ class Recipe(schema.Schema):
         """Every model by its name; a single one is named after its file."""
         if self.model is None:
             return self.models
-        source = self.model.path or self.model.torch or "model"
-        return {Path(source.partition(":")[0]).stem: self.model}
+        if self.model.torch is not None:
+            return {self.model.torch.partition(":")[0].rpartition(".")[2]: self.model}
+        return {Path(self.model.path or "model").stem: self.model}
 
     def budgets(self, model: ModelEntry) -> tuple[Budget, ...]:
         """The budgets of one model: its own replace the recipe's, quantity by quantity."""

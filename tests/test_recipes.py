@@ -71,8 +71,8 @@ def test_a_classifier_on_several_boards() -> None:
         assert len(outcome["verdicts"]) == 4
     passes = {name: [step["pass"] for step in outcome["ledger"]] for name, outcome in found.items()}
     assert "static-int8" in passes["raspberry-pi-4 onnxruntime"]
-    assert "float16" in passes["pixel-6 onnxruntime"]
-    assert "fold-batch-norm" in passes["pixel-6 onnxruntime"]
+    assert "float16" in passes["raspberry-pi-5 onnxruntime"]
+    assert "fold-batch-norm" in passes["raspberry-pi-5 onnxruntime"]
 
 
 def colour_model(rng: np.random.Generator) -> onnx.ModelProto:

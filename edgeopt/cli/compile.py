@@ -77,8 +77,11 @@ def command(**options: Any) -> int:
 def _jobs(options: dict[str, Any]) -> list[Job]:
     from edgeopt.errors import UserError
     from edgeopt.recipe import FILE_NAME
+    from edgeopt.user_code import is_code
 
     model, torch = options["model"], options["torch_"]
+    if torch is not None and not is_code(torch):
+        raise UserError(f"--torch {torch!r} is not of the form package.module:function")
     if model is not None and torch is not None:
         raise UserError("give either MODEL or --torch, not both")
     if model is None and torch is None and Path(FILE_NAME).is_file():

@@ -31,7 +31,6 @@ def list_devices(as_json: bool) -> None:
                 f"{cluster.cores} x {cluster.core} {cluster.clock / 1e9:g} GHz"
                 for cluster in device.cpu.clusters
             ),
-            " ".join(device.cpu.clusters[0].isa),
             format_size(device.memory.ram),
             ", ".join(device.runtimes),
         ]
@@ -40,9 +39,7 @@ def list_devices(as_json: bool) -> None:
     if rows:
         longest = max(len(row[1]) for row in rows if "+" not in row[1])
         rows = [[row[0], _first(row[1], longest), *row[2:]] for row in rows]
-    click.echo(
-        table(["device", "processor", "extensions", "memory", "runtimes"], rows, left=(0, 1, 2, 4), gives=4)
-    )
+    click.echo(table(["device", "processor", "memory", "runtimes"], rows, left=(0, 1, 3), gives=3))
 
 
 def _first(clusters: str, width: int) -> str:

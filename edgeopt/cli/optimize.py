@@ -62,6 +62,7 @@ def command(
     from edgeopt.graph.names import all_nodes
     from edgeopt.load import load
     from edgeopt.optimization import EXACT, exact_passes, optimized
+    from edgeopt.units import format_size
 
     names = steps or EXACT
     exact_passes(names, opset)
@@ -90,7 +91,7 @@ def command(
         click.echo(json.dumps(report, indent=2))
     else:
         size = sum(path.stat().st_size for path in written)
-        click.echo(f"{before} -> {after} nodes, {size / 2**20:.2f} MiB in {output}")
+        click.echo(f"{before} -> {after} nodes, {format_size(size)} in {output}")
 
 
 def check_output(output: Path, force: bool) -> None:
