@@ -6,7 +6,8 @@ baseline takes part twice: how far it seems to be from itself is the noise floor
 difference is believed. Intervals are bootstrapped over rounds, since calls within a block are not
 independent; ratios are taken round by round.
 
-It works on callables, so one call may run on this host or on a board at the end of a wire.
+It works on callables, so one call may run on this host or on a board at the end of a wire. A board times
+its blocks itself (``Remote``), so that the wire has no part in the figures.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -25,6 +26,19 @@ from edgeopt.evidence import Evidence
 Call = Callable[[], Any]
 Verdict = Literal["faster", "slower", "inconclusive"]
 Progress = Callable[[Iterable[Any], str, int | None], Iterable[Any]]
+
+
+@runtime_checkable
+class Remote(Protocol):
+    """A candidate that is timed where it runs."""
+
+    def __call__(self) -> Any:
+        """Makes one call."""
+
+    def time(self, count: int) -> list[float]:
+        """Makes so many calls over there and returns what each took, in seconds."""
+        ...
+
 
 RUNS = (40, 2000)
 """Timed calls a candidate: at least, where ``SECONDS`` allow it, and at most."""
@@ -184,6 +198,8 @@ def _warm(call: Call, clock: Callable[[], float], limit: float) -> _Warm:
 
 
 def _block(call: Call, count: int, clock: Callable[[], float]) -> list[float]:
+    if isinstance(call, Remote):
+        return call.time(count)
     times = []
     for _ in range(count):
         start = clock()
@@ -237,8 +253,15 @@ def _drift(medians: np.ndarray) -> float:
     return float(np.median(medians[-quarter:]) / np.median(medians[:quarter])) - 1
 
 
-def latency(timing: Timing, *, where: str, runtime: str, conditions: Mapping[str, Any]) -> Evidence:
-    """Turns times into evidence; ``conditions`` say threads, batch and shapes."""
+def latency(
+    timing: Timing,
+    *,
+    where: str,
+    runtime: str,
+    conditions: Mapping[str, Any],
+    detail: Mapping[str, Any] | None = None,
+) -> Evidence:
+    """Turns times into evidence; ``conditions`` say threads, batch and shapes, ``detail`` what else was seen."""
     note = {"note": "host, not device"} if where == "host" else {}
     return Evidence(
         quantity="latency",
@@ -250,5 +273,10 @@ def latency(timing: Timing, *, where: str, runtime: str, conditions: Mapping[str
         n=timing.runs,
         runtime=runtime,
         conditions={**conditions, **note},
-        detail={**timing.percentiles, "warm_up": timing.warm_up, "steady": timing.steady},
+        detail={
+            **timing.percentiles,
+            "warm_up": timing.warm_up,
+            "steady": timing.steady,
+            **(detail or {}),
+        },
     )

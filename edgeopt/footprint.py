@@ -8,29 +8,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edgeopt.errors import RuntimeFailure
 from edgeopt.evidence import Evidence
+from edgeopt.runners.base import Footprint
 
-
-@dataclass(frozen=True, slots=True)
-class Footprint:
-    """What a fresh process needs to load and run a model.
-
-    Attributes:
-        peak: Peak resident memory of the process, in bytes.
-        before: Resident memory before the model was loaded: the interpreter and the runtime's code.
-        load: Seconds to load it.
-        first: Seconds of the first call.
-    """
-
-    peak: int
-    before: int
-    load: float
-    first: float
+__all__ = ["Footprint", "measure", "peak_memory"]
 
 
 def measure(

@@ -21,7 +21,7 @@ from edgeopt.errors import DataError, ModelError, RuntimeFailure, nearest
 from edgeopt.graph.execute import IN_MEMORY, first_line
 from edgeopt.session import Session, TensorSpec
 
-_DTYPES = {
+DTYPES = {
     "float": "float32",
     "double": "float64",
     "float16": "float16",
@@ -150,4 +150,4 @@ def _open(model: str | bytes, threads: int, *, exact: bool) -> Any:
 def _spec(value: Any) -> TensorSpec:
     kind = value.type.removeprefix("tensor(").removesuffix(")")
     shape = tuple(size if isinstance(size, (int, str)) else "?" for size in value.shape or ())
-    return TensorSpec(value.name, _DTYPES.get(kind, kind), shape)
+    return TensorSpec(value.name, DTYPES.get(kind, kind), shape)

@@ -71,10 +71,15 @@ class TfliteSession(Session):
         source = {"model_path": str(content)} if isinstance(content, Path) else {"model_content": content}
         try:
             with _silenced():
-                self._interpreter = module.Interpreter(**source, **options)
-                self._interpreter.allocate_tensors()
+                interpreter = module.Interpreter(**source, **options)
+                interpreter.allocate_tensors()
         except (RuntimeError, ValueError) as failure:
             raise RuntimeFailure(f"the TFLite file cannot be loaded: {first_line(failure)}") from failure
+        self.bind(interpreter, adapters)
+
+    def bind(self, interpreter: Any, adapters: Sequence[Adapter]) -> None:
+        """Maps the original's inputs and outputs onto those of an interpreter that holds the file."""
+        self._interpreter = interpreter
         sides = {
             "input": self._interpreter.get_input_details(),
             "output": self._interpreter.get_output_details(),
@@ -91,9 +96,7 @@ class TfliteSession(Session):
         Raises:
             RuntimeFailure: An input is missing or does not fit, or the runtime fails.
         """
-        missing = [spec.name for spec in self.inputs if spec.name not in feeds]
-        if missing:
-            raise RuntimeFailure(f"the input {missing[0]!r} is missing")
+        self.check(feeds)
         batches = {self._samples(spec, feeds[spec.name]) for spec in self.inputs} - {0}
         if not batches:
             return self._once({name: np.asarray(array) for name, array in feeds.items()})
@@ -104,6 +107,12 @@ class TfliteSession(Session):
             for index in range(batches.pop())
         ]
         return {spec.name: np.concatenate([chunk[spec.name] for chunk in chunks]) for spec in self.outputs}
+
+    def check(self, feeds: Mapping[str, np.ndarray]) -> None:
+        """Checks that every input is there."""
+        missing = [spec.name for spec in self.inputs if spec.name not in feeds]
+        if missing:
+            raise RuntimeFailure(f"the input {missing[0]!r} is missing")
 
     def _file_shape(self, spec: TensorSpec) -> list[int]:
         """The shape of one call in the original's order."""
