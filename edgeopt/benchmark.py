@@ -253,15 +253,8 @@ def _drift(medians: np.ndarray) -> float:
     return float(np.median(medians[-quarter:]) / np.median(medians[:quarter])) - 1
 
 
-def latency(
-    timing: Timing,
-    *,
-    where: str,
-    runtime: str,
-    conditions: Mapping[str, Any],
-    detail: Mapping[str, Any] | None = None,
-) -> Evidence:
-    """Turns times into evidence; ``conditions`` say threads, batch and shapes, ``detail`` what else was seen."""
+def latency(timing: Timing, *, where: str, runtime: str, conditions: Mapping[str, Any]) -> Evidence:
+    """Turns times into evidence; ``conditions`` say threads, batch and shapes."""
     note = {"note": "host, not device"} if where == "host" else {}
     return Evidence(
         quantity="latency",
@@ -273,10 +266,5 @@ def latency(
         n=timing.runs,
         runtime=runtime,
         conditions={**conditions, **note},
-        detail={
-            **timing.percentiles,
-            "warm_up": timing.warm_up,
-            "steady": timing.steady,
-            **(detail or {}),
-        },
+        detail={**timing.percentiles, "warm_up": timing.warm_up, "steady": timing.steady},
     )

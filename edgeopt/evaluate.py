@@ -51,6 +51,7 @@ def judge(
     progress: Progress | None = None,
     where: str = "host",
     how: str = "measured",
+    there: Mapping[str, Any] | None = None,
     digest: str = "",
     seed: int = 0,
     relative: bool = False,
@@ -69,6 +70,7 @@ def judge(
         progress: Wraps an iterable with a progress bar: (items, label, total).
         where: The machine that the artifact runs on.
         how: ``measured`` or ``emulated``.
+        there: The conditions on that machine; the original always runs on the host.
         digest: The artifact's digest.
         seed: Of the bootstrap.
         relative: Determine the drop in % of the original too, for a budget in %.
@@ -90,7 +92,10 @@ def judge(
     shown = stream if progress is None else progress(stream, "judge", len(samples))
     for _ in shown:
         pass
-    conditions: dict[str, Any] = {"batch": batch if harness is None else None, "host": isa()}
+    conditions: dict[str, Any] = {
+        "batch": batch if harness is None else None,
+        **({"host": isa()} if there is None else there),
+    }
     if harness is not None:
         conditions["harness"] = harness.name
     if limit is not None and len(samples) < len(evaluation):
@@ -114,7 +119,17 @@ def judge(
         conditions={key: value for key, value in conditions.items() if value is not None},
         artifact=digest,
     )
-    return replace(tally.judgement(stamp, seed, relative), notes=tuple(notes))
+    here: dict[str, Any] = {}
+    if first is not None and where != "host":
+        shared = {key: value for key, value in stamp.conditions.items() if key not in (there or {})}
+        runtime = getattr(next(iter(first.values())), "runtime", "")
+        here = {
+            "how": "measured",
+            "where": "host",
+            "runtime": runtime,
+            "conditions": {**shared, "host": isa()},
+        }
+    return replace(tally.judgement(stamp, seed, relative, here), notes=tuple(notes))
 
 
 class _Tally:
@@ -151,8 +166,10 @@ class _Tally:
         known = any(word in name.lower() for word in ("logit", "prob", "class", "softmax"))
         return scores if known and scores.ndim == 1 and scores.dtype.kind == "f" else None
 
-    def judgement(self, stamp: Evidence, seed: int, relative: bool) -> Judgement:
-        """Turns what was collected into evidence."""
+    def judgement(
+        self, stamp: Evidence, seed: int, relative: bool, here: Mapping[str, Any] | None = None
+    ) -> Judgement:
+        """Turns what was collected into evidence; ``here`` says how the original's differs."""
         fidelity = self.fidelity.value
         found: dict[str, Evidence | None] = {
             "fidelity": None
@@ -181,7 +198,7 @@ class _Tally:
             found["artifact"] = metric_evidence(self.metric, self.artifact, stamp, seed)
             if self.original:
                 found["original"] = metric_evidence(
-                    self.metric, self.original, replace(stamp, artifact=""), seed
+                    self.metric, self.original, replace(stamp, artifact="", **(here or {})), seed
                 )
                 absolute = drop_evidence(self.metric, self.original, self.artifact, stamp, seed)
                 found["drop"] = found["absolute_drop"] = absolute

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
-    import numpy as np
-
+    from edgeopt.evidence import Evidence
     from edgeopt.platform import Platform
-    from edgeopt.session import Session
+    from edgeopt.runners import Runner
 
 
 @click.command()
 @click.argument("model")
-@click.option("--on", "where", default="host", show_default=True, help="host or predict.")
+@click.option(
+    "--on", "where", default="host", show_default=True, help="host, predict, ssh://user@board or adb:SERIAL."
+)
 @click.option("--device", "-d", help="For predict: a name of `edgeopt devices list`, or a profile's path.")
 @click.option("--against", metavar="OTHER", help="A model or artifact to compare with, interleaved.")
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Threads.")
@@ -28,18 +28,18 @@ if TYPE_CHECKING:
 def command(**options: Any) -> int:
     """Measure the latency and memory of MODEL, an .onnx file or an artifact's folder.
 
-    On the host it is warmed up until steady and interleaved with OTHER in random order; OTHER against
-    itself gives the noise floor. Host figures never judge a device: for that, predict.
+    On the host or a board it is warmed up until steady and interleaved with OTHER in random order; OTHER
+    against itself gives the noise floor. A board times its calls itself and keeps nothing afterwards. Host
+    figures never judge a device: for that, measure on a board, or predict.
     """
     from edgeopt.cli.tables import write_json
-    from edgeopt.errors import UserError
+    from edgeopt.runners import find
 
     if options["where"] == "predict":
         body = _predict(options)
-    elif options["where"] == "host":
-        body = _host(options)
     else:
-        raise UserError(f"there is no runner {options['where']!r} yet", hint="--on host or --on predict")
+        with find(options["where"]) as runner:
+            body = _measure(options, runner)
     if options["as_json"]:
         write_json({key: value for key, value in body.items() if not key.startswith("_")})
     else:
@@ -47,25 +47,28 @@ def command(**options: Any) -> int:
     return 0
 
 
-def _host(options: dict[str, Any]) -> dict[str, Any]:
+def _measure(options: dict[str, Any], runner: Runner) -> dict[str, Any]:
+    from dataclasses import replace
+
     from edgeopt import benchmark, footprint
     from edgeopt.cli.display import Terminal
     from edgeopt.cli.tables import parse_shapes
     from edgeopt.data import SeededSamples
     from edgeopt.errors import UserError
-    from edgeopt.host import isa
-    from edgeopt.runners.host import open_sessions
 
     threads, shapes = options["threads"], parse_shapes(options["shapes"])
     named = {"model": options["model"]}
     if options["against"]:
         named["against"] = options["against"]
-    opened = {key: open_sessions(path, threads=threads) for key, path in named.items()}
+    opened = {key: runner.open(path, threads=threads) for key, path in named.items()}
     parts = list(opened["model"])
     if any(list(sessions) != parts for sessions in opened.values()):
         raise UserError("the two have different parts and cannot be compared", where=", ".join(parts))
     unknown = set(shapes) - {spec.name for part in opened["model"].values() for spec in part.inputs}
-    body: dict[str, Any] = {"where": "host", "note": "host, not device", "parts": {}, "notes": []}
+    body: dict[str, Any] = {"where": runner.where, "parts": {}, "notes": []}
+    if runner.where == "host":
+        body["note"] = "host, not device"
+    figures: dict[tuple[str, str], Evidence] = {}
     for part in parts:
         first = opened["model"][part]
         own = {spec.name for spec in first.inputs} | unknown
@@ -73,29 +76,23 @@ def _host(options: dict[str, Any]) -> dict[str, Any]:
             first.inputs, 1, options["seed"], {name: shapes[name] for name in shapes if name in own}
         )
         feeds = next(samples.feeds())
-        calls = {key: _call(sessions[part], feeds) for key, sessions in opened.items()}
         result = benchmark.measure(
-            calls,
-            "against" if "against" in calls else None,
+            {key: runner.timer(sessions[part], feeds) for key, sessions in opened.items()},
+            "against" if "against" in opened else None,
             runs=options["runs"],
             seed=options["seed"],
             progress=Terminal().show_progress,
         )
-        conditions = {
-            "threads": threads,
-            "batch": 1,
-            "shapes": {name: list(shape) for name, shape in samples.shapes.items()},
-            "host": isa(),
-        }
-        entry: dict[str, Any] = {
-            key: benchmark.latency(
+        given = {name: list(shape) for name, shape in samples.shapes.items()}
+        for key, timing in result.timings.items():
+            figures[part, key] = benchmark.latency(
                 timing,
-                where="host",
+                where=runner.where,
                 runtime=getattr(opened[key][part], "runtime", ""),
-                conditions=conditions,
-            ).to_json()
-            for key, timing in result.timings.items()
-        }
+                conditions={"threads": threads, "batch": 1, "shapes": given},
+            )
+        entry: dict[str, Any] = {}
+        body["parts"][part] = entry
         if "model" in result.comparisons:
             compared = result.comparisons["model"]
             entry |= {
@@ -104,17 +101,22 @@ def _host(options: dict[str, Any]) -> dict[str, Any]:
                 "noise": result.noise,
                 "verdict": compared.verdict,
             }
-        body["parts"][part] = entry
         body["notes"] += result.notes
+    there, seen = runner.conditions(), runner.detail()  # what held while all of it was timed
+    for (part, key), figure in figures.items():
+        body["parts"][part][key] = replace(
+            figure, conditions={**figure.conditions, **there}, detail={**figure.detail, **seen}
+        ).to_json()
     body["memory"] = {}
     for key, path in named.items():
-        found = footprint.measure(Path(path), threads=threads, shapes=shapes)
+        found = runner.footprint(path, threads=threads, shapes=shapes)
         body["memory"][key] = footprint.peak_memory(
             found,
-            where="host",
+            where=runner.where,
             runtime=getattr(opened[key][parts[0]], "runtime", ""),
-            conditions={"threads": threads},
+            conditions={"threads": threads, **(there if runner.where != "host" else {})},
         ).to_json()
+    body["notes"] += runner.notes
     body["_named"] = named
     return body
 
@@ -178,10 +180,6 @@ def _platform(options: dict[str, Any], path: Path) -> Platform:
     return load_platform(options["device"])
 
 
-def _call(session: Session, feeds: Mapping[str, np.ndarray]) -> Callable[[], Any]:
-    return lambda: session.run(feeds)
-
-
 def _print(body: dict[str, Any]) -> None:
     from rich.table import Table
 
@@ -189,8 +187,9 @@ def _print(body: dict[str, Any]) -> None:
     from edgeopt.cli.display import console
 
     out = console()
-    measured = "note" in body
-    title = body["note"] if measured else f"predicted for {body['where']}"
+    first = next(iter(body["parts"].values()))["model"]
+    measured = first["how"] == "measured"
+    title = body.get("note") or f"{first['how']} {'on' if measured else 'for'} {body['where']}"
     columns = (
         ("latency", "p50", "p90", "p99", "95 % interval", "runs")
         if measured

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from edgeopt.data import DataSpec
     from edgeopt.evaluate import Judgement
     from edgeopt.evidence import Evidence
+    from edgeopt.runners import Runner
 
 
 @click.command()
@@ -32,15 +33,29 @@ if TYPE_CHECKING:
     help="Samples a call; by default 16, and 1 for an artifact whose ranges are computed per call.",
 )
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Threads.")
-@click.option("--on", "where", default="host", show_default=True, help="Where it runs: host.")
+@click.option(
+    "--on",
+    "where",
+    default="host",
+    show_default=True,
+    help="Where MODEL runs: host, ssh://user@board, adb:SERIAL.",
+)
 @click.option("--seed", default=0, show_default=True, help="The seed of the bootstrap.")
 @click.option("--no-code", is_flag=True, help="Refuse data, metrics and harnesses that are code.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(**options: Any) -> int:
     """Measure the accuracy of MODEL, an .onnx file or an artifact's folder, with its 95 % interval.
 
-    With --against the drop is paired: both see the same samples. Fidelity stands beside it.
+    With --against the drop is paired: both see the same samples. Fidelity stands beside it. The model
+    compared with always runs on the host.
     """
+    from edgeopt.runners import find
+
+    with find(options["where"]) as runner:
+        return _judge(options, runner)
+
+
+def _judge(options: dict[str, Any], runner: Runner) -> int:
     from edgeopt.cli.display import Terminal, console, show
     from edgeopt.cli.tables import write_json
     from edgeopt.data import open_data
@@ -50,11 +65,9 @@ def command(**options: Any) -> int:
     from edgeopt.metrics import find
     from edgeopt.runners.host import open_sessions
 
-    if options["where"] != "host":
-        raise UserError(f"accuracy cannot be measured on {options['where']!r} yet", hint="--on host")
     code = not options["no_code"]
     spec, base = _spec(options)
-    sessions = open_sessions(options["model"], threads=options["threads"])
+    sessions = runner.open(options["model"], threads=options["threads"])
     against = open_sessions(options["against"], threads=options["threads"]) if options["against"] else None
     metric = find(spec.metric, base=base, code=code) if spec.metric else None
     if metric is None and against is None:
@@ -84,10 +97,13 @@ def command(**options: Any) -> int:
         limit=options["limit"],
         batch=options["batch"] or _batch(Path(options["model"])),
         progress=Terminal().show_progress,
+        where=runner.where,
+        how=runner.how,
+        there=runner.conditions(),
         digest=_digest(Path(options["model"])),
         seed=options["seed"],
     )
-    notes = [*data.notes, *found.notes]
+    notes = [*data.notes, *found.notes, *runner.notes]
     for opened in (sessions, against or {}):
         for session in opened.values():
             session.close()

@@ -768,7 +768,7 @@ class Agent:
 
     def do_run(self, header: Dict[str, Any], body: Any) -> Any:
         """Runs one call; says how long it took here."""
-        arrays = arrays_of(header["arrays"], body)
+        arrays = arrays_of(header.get("arrays", []), body)
         start = time.perf_counter()
         found = self.models[header["session"]].run(arrays)
         seconds = time.perf_counter() - start
@@ -779,7 +779,7 @@ class Agent:
     def do_feed(self, header: Dict[str, Any], body: Any) -> Any:
         """Keeps the inputs of a call that is to be timed."""
         self.count += 1
-        self.fed[self.count] = (self.models[header["session"]], arrays_of(header["arrays"], body))
+        self.fed[self.count] = (self.models[header["session"]], arrays_of(header.get("arrays", []), body))
         return {"fed": self.count}, []
 
     def do_block(self, header: Dict[str, Any], body: Any) -> Any:

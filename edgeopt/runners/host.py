@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,12 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 
+from edgeopt import footprint
 from edgeopt.artifact import open_artifact
-from edgeopt.errors import DataError, ModelError, RuntimeFailure, nearest
+from edgeopt.errors import DataError, ModelError, RuntimeFailure, UserError, nearest
 from edgeopt.graph.execute import IN_MEMORY, first_line
+from edgeopt.host import isa
+from edgeopt.runners.base import Footprint, Runner
 from edgeopt.session import Session, TensorSpec
 
 DTYPES = {
@@ -111,6 +114,32 @@ def open_sessions(source: str | Path, *, threads: int = 1) -> dict[str, Session]
             hint="give an .onnx file or the folder of an artifact",
         )
     return {"model": OnnxSession(path, threads=threads)}
+
+
+class Host(Runner):
+    """This very machine."""
+
+    where = "host"
+
+    def __init__(self, address: str = "host") -> None:
+        super().__init__(address)
+        if address != "host":
+            raise UserError(f"there is no runner {address!r}", hint="--on host")
+        self.notes = []
+
+    def open(self, source: str | Path, *, threads: int = 1) -> dict[str, Session]:
+        """Opens a model or artifact here; see ``open_sessions``."""
+        return open_sessions(source, threads=threads)
+
+    def footprint(
+        self, source: str | Path, *, threads: int = 1, shapes: Mapping[str, Sequence[int]] | None = None
+    ) -> Footprint:
+        """Measures a fresh process of this Python."""
+        return footprint.measure(Path(source), threads=threads, shapes=shapes)
+
+    def conditions(self) -> dict[str, Any]:
+        """The instruction set."""
+        return {"host": isa()}
 
 
 def _is_small(model: ir.Model) -> bool:

@@ -58,7 +58,7 @@ def test_eval_reads_the_data_of_a_recipe(models, data, tmp_path: Path, capsys) -
     [
         (["--metric", "top9"], "there is no metric 'top9'"),
         ([], "there is nothing to measure"),
-        (["--metric", "top1", "--on", "moon"], "cannot be measured on 'moon'"),
+        (["--metric", "top1", "--on", "moon"], "there is no runner 'moon'"),
         (["--metric", "metrics.mine:score", "--no-code"], "--no-code refuses it"),
     ],
 )

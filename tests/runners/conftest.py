@@ -9,11 +9,6 @@ import loopback
 import onnx_ir as ir
 import pytest
 
-TEXT = """
-<ir_version: 8, opset_import: ["" : 17]>
-net (float[batch, 3] features) => (float[batch, 3] logits) { logits = %s (features) }
-"""
-
 
 @pytest.fixture(scope="session")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[loopback.Server]:
@@ -36,5 +31,5 @@ def server(running: loopback.Server, monkeypatch: pytest.MonkeyPatch) -> Iterato
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     path = tmp_path / "abs.onnx"
-    ir.save(ir.from_onnx_text(TEXT % "Abs"), path)
+    ir.save(ir.from_onnx_text(loopback.TEXT % "Abs"), path)
     return path

@@ -21,6 +21,13 @@ QUICK = Patience(connect=30, silence=10, answer=120, ping=0.5, grace=1.0, attemp
 """Patience for a board on this very machine."""
 
 
+TEXT = """
+<ir_version: 8, opset_import: ["" : 17]>
+net (float[batch, 3] features) => (float[batch, 3] logits) { logits = %s (features) }
+"""
+"""A model of one operator."""
+
+
 class Unavailable(Exception):
     """There is no OpenSSH server to start here."""
 
