@@ -26,7 +26,7 @@ from edgeopt import passes
 from edgeopt.errors import RuntimeFailure
 from edgeopt.graph import proof, seeds
 from edgeopt.graph.execute import Executor
-from edgeopt.optimization import EXACT
+from edgeopt.optimization import STANDARD
 from edgeopt.passes import Context, Pass
 
 SIZES = {"batch": 2, "h": 64, "w": 48, "T": 7, "sequence": 11}
@@ -111,7 +111,7 @@ def nodes(step: int) -> int:
     """Runs the node tests and prints what differs; returns how many do."""
     counts: collections.Counter[str] = collections.Counter()
     for name, model, feeds in node_cases(step):
-        found = differences(model, feeds, EXACT)
+        found = differences(model, feeds, STANDARD)
         if found is None:
             counts["not run by onnxruntime, or random"] += 1
         elif found:
@@ -129,7 +129,7 @@ def zoo(folder: Path) -> None:
     for path in sorted(folder.rglob("*.onnx")):
         original = ir.load(path)
         worst, notes = 0.0, []
-        for names in [*([name] for name in EXACT), list(EXACT)]:
+        for names in [*([name] for name in STANDARD), list(STANDARD)]:
             model = original.clone()
             start = time.process_time()
             for name in names:

@@ -28,8 +28,12 @@ EXACT = (
     "fuse-gelu",
     "fuse-hard-swish",
     "fuse-layer-norm",
+    "fuse-arithmetic",
 )
-"""The passes that run by default, in order."""
+"""The exact passes that any further pass may follow, in order."""
+
+STANDARD = (*EXACT, "merge-products", "simplify")
+"""The passes that ``optimize`` runs by default, in order."""
 
 LARGEST_PROTO = 2**31 - 1
 """A protobuf message cannot be larger."""
@@ -38,7 +42,7 @@ LARGEST_PROTO = 2**31 - 1
 def optimize(
     model: str | Path | onnx.ModelProto | ir.Model,
     *,
-    steps: Sequence[str] = EXACT,
+    steps: Sequence[str] = STANDARD,
     opset: int | None = None,
     verify: Verify = "fast",
     seed: int = 0,
@@ -97,7 +101,7 @@ def exact_passes(names: Sequence[str], opset: int | None = None) -> list[Pass]:
 def optimized(
     model: ir.Model,
     *,
-    steps: Sequence[str] = EXACT,
+    steps: Sequence[str] = STANDARD,
     opset: int | None = None,
     verify: Verify = "fast",
     seed: int = 0,

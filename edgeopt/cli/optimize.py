@@ -61,10 +61,10 @@ def command(
     """Simplify and fuse MODEL without changing what it computes."""
     from edgeopt.graph.names import all_nodes
     from edgeopt.load import load
-    from edgeopt.optimization import EXACT, exact_passes, optimized
+    from edgeopt.optimization import STANDARD, exact_passes, optimized
     from edgeopt.units import format_size
 
-    names = steps or EXACT
+    names = steps or STANDARD
     exact_passes(names, opset)
     check_output(output, force)
     loaded = load(model)

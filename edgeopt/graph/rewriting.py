@@ -50,6 +50,8 @@ LARGE = 2**24
 """New constants from this many bytes on are mapped from a file."""
 
 _COMMUTATIVE = {"Add", "Mul", "Max", "Min", "And", "Or", "Equal", "Sum"}
+_ANY_INPUT = _COMMUTATIVE | {"Concat", "Where"}
+"""Operators that a pattern may reach through any of their inputs."""
 
 
 class Surroundings(Protocol):
@@ -387,7 +389,7 @@ def _upwards(operators: Sequence[frozenset[str]], chain: list[ir.Node]) -> Itera
         yield chain
         return
     head = chain[0]
-    inputs = head.inputs if head.op_type in _COMMUTATIVE else head.inputs[:1]
+    inputs = head.inputs if head.op_type in _ANY_INPUT else head.inputs[:1]
     for value in dict.fromkeys(inputs):
         producer = None if value is None else value.producer()
         if producer is None or producer.graph is not head.graph or producer.op_type not in operators[-1]:

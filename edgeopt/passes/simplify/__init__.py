@@ -2,7 +2,8 @@
 
 In rounds, until nothing changes: constants are computed (``folding``), shapes that are known before the
 graph runs become constants (``shape_rules``), nodes that do nothing vanish and what follows each other is
-merged (``rules``), and what is computed or stored twice or never read goes (``cleanup``).
+merged (``rules``, ``axes``, ``pieces``), and what is computed or stored twice or never read goes
+(``cleanup``).
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from edgeopt.graph.change import Change
 from edgeopt.graph.names import all_nodes
 from edgeopt.graph.rewriting import prepare, rewrite
 from edgeopt.passes.base import Context, Pass
-from edgeopt.passes.simplify import cleanup, folding, rules, shape_rules
+from edgeopt.passes.simplify import axes, cleanup, folding, pieces, rules, shape_rules
 
-_ROUNDS = 5
+_ROUNDS = 16
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Simplify(Pass):
         original = model.clone()
         change += cleanup.own_constants(model)
         whole = False
-        every_rule = (*shape_rules.RULES, *rules.RULES)
+        every_rule = (*shape_rules.RULES, *rules.RULES, *axes.RULES, *pieces.RULES)
         for _ in range(_ROUNDS):
             step = folding.fold(model, context) if self.fold else Change()
             step += cleanup.merge_equal(model, context)

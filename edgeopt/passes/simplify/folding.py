@@ -1,7 +1,8 @@
-"""Computing constants ahead of time, where the file does not grow by it.
+"""Computing constants ahead of time, where the file does not grow by it, or hardly.
 
-All nodes that depend on constants alone are folded together; then those whose results take more bytes
-than what they replace are taken back, the worst first, until the file is no larger than before.
+Nodes that depend on constants alone and compute from each other are folded together. Where the results
+take more bytes than what they replace, the cheapest such parts are folded all the same while the model
+grows by no more than a hundredth of its weights; of the others the worst nodes are taken back.
 """
 
 from __future__ import annotations
@@ -19,8 +20,11 @@ from edgeopt.graph.rewriting import tensor_of
 from edgeopt.passes.base import Context
 
 RULE = "constant folding"
-NODE_BYTES = 48
-"""What a node takes in a file at the least: its operator, and names of its inputs and output."""
+ALLOWANCE = 0.01
+"""How much of its weights a model may grow by, for results larger than what they are made from."""
+
+SMALLEST_ALLOWANCE = 4096
+"""As much, in bytes, where the weights are small."""
 
 LARGEST = 2**26
 """Results above this many bytes are never computed ahead."""
@@ -44,12 +48,13 @@ def fold(model: ir.Model, context: Context) -> Change:
 
 def _fold_graph(model: ir.Model, graph: ir.Graph, context: Context, change: Change, taken: set[str]) -> None:
     nodes = _foldable(graph)
-    while nodes:
-        worst = _inflating(nodes)
-        if worst is None:
-            break
-        del nodes[worst]
-        change.skipped.append(Skipped(RULE, _site(worst), "its result is larger than what it is made from"))
+    allowance = max(SMALLEST_ALLOWANCE, int(_weights(model) * ALLOWANCE))
+    taken_back: dict[ir.Node, None] = {}
+    for part in sorted(_parts(nodes), key=lambda part: sum(_cost(part).values()) / len(part)):
+        allowance = _take_back(part, allowance, taken_back)
+    for heavy in taken_back:
+        del nodes[heavy]
+        change.skipped.append(Skipped(RULE, _site(heavy), "its result is larger than what it is made from"))
     frontier = [
         output
         for node in nodes
@@ -96,21 +101,66 @@ def _foldable(graph: ir.Graph) -> dict[ir.Node, None]:
     return found
 
 
-def _inflating(nodes: dict[ir.Node, None]) -> ir.Node | None:
-    """The node to take back because folding all of them would make the file larger; ``None`` when not."""
-    gain = sum(NODE_BYTES for _ in nodes)
-    sources = dict.fromkeys(value for node in nodes for value in node.inputs if value is not None)
-    for value in sources:
+def _parts(nodes: dict[ir.Node, None]) -> list[dict[ir.Node, None]]:
+    """Divides the nodes into those that compute from each other, in order."""
+    part_of: dict[ir.Node, dict[ir.Node, None]] = {}
+    for node in nodes:
+        part = {node: None}
+        for value in node.inputs:
+            maker = None if value is None else value.producer()
+            if maker is not None and maker in part_of and (other := part_of[maker]) is not part:
+                large, small = (other, part) if len(other) >= len(part) else (part, other)
+                large.update(small)
+                part_of.update(dict.fromkeys(small, large))
+                part = large
+        part_of[node] = part
+    order = {node: number for number, node in enumerate(nodes)}
+    distinct = {id(part): part for part in part_of.values()}.values()
+    return [dict.fromkeys(sorted(part, key=order.__getitem__)) for part in distinct]
+
+
+def _take_back(part: dict[ir.Node, None], allowance: int, taken_back: dict[ir.Node, None]) -> int:
+    """Takes back the worst nodes until the rest fits into the allowance; returns what is left of that."""
+    while part:
+        cost = _cost(part)
+        excess = sum(cost.values()) - _gain(part)
+        if excess <= allowance:
+            return allowance - max(0, excess)
+        worst = max(cost, key=lambda node: cost[node] - sum(_bytes(v) or 0 for v in node.inputs if v))
+        del part[worst]
+        taken_back[worst] = None
+    return allowance
+
+
+def _gain(nodes: dict[ir.Node, None]) -> int:
+    """The bytes of a file that go with the nodes and with the constants that only they read."""
+    gain = sum(_node_bytes(node) for node in nodes)
+    for value in dict.fromkeys(value for node in nodes for value in node.inputs if value is not None):
         tensor = tensor_of(value)
         if tensor is not None and value.producer() is None and _only_read_by(value, nodes):
             gain += tensor.nbytes
-    edges = [node for node in nodes if any(not _only_read_by(output, nodes) for output in node.outputs)]
-    cost = {
-        node: sum(_bytes(out) or 0 for out in node.outputs if not _only_read_by(out, nodes)) for node in edges
-    }
-    if sum(cost.values()) <= gain:
-        return None
-    return max(edges, key=lambda node: cost[node] - sum(_bytes(v) or 0 for v in node.inputs if v is not None))
+    return gain
+
+
+def _cost(nodes: dict[ir.Node, None]) -> dict[ir.Node, int]:
+    """The bytes of the results that others read, by node."""
+    outside = {node: [out for out in node.outputs if not _only_read_by(out, nodes)] for node in nodes}
+    return {node: sum(_bytes(out) or 0 for out in outputs) for node, outputs in outside.items() if outputs}
+
+
+def _node_bytes(node: ir.Node) -> int:
+    """What a node takes in a file: its operator and names, each with a tag and a length."""
+    names = [node.op_type, node.name, *(value.name for value in (*node.inputs, *node.outputs) if value)]
+    return 4 + sum(2 + len(name or "") for name in names) + 8 * len(node.attributes)
+
+
+def _weights(model: ir.Model) -> int:
+    return sum(
+        value.const_value.nbytes
+        for graph in model.graphs()
+        for value in graph.initializers.values()
+        if value.const_value is not None
+    )
 
 
 def _only_read_by(value: ir.Value, nodes: Container[ir.Node]) -> bool:
