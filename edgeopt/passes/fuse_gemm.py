@@ -30,7 +30,9 @@ def fuse_bias(product: ir.Node, add: ir.Node) -> Result:
     if reason := _not_a_bias(bias, left[0], right[1]):
         return NoMatch(reason)
     following = sole_reader(add.outputs[0])
-    shifted = following is not None and following.op_type == "Add" and any(map(_is_constant, following.inputs))
+    shifted = (
+        following is not None and following.op_type == "Add" and any(map(_is_constant, following.inputs))
+    )
     if shifted and constant(bias) is None:
         return None  # the constant comes first, see below
     if bias.dtype is None or bias.dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE):
