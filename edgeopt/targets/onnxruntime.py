@@ -150,14 +150,16 @@ def strip_names(model: ir.Model) -> ir.Model:
                 outer.add(id(value))
                 taken.add(value.name)
     for graph in clone.graphs():
-        for value in list(graph.initializers.values()):
+        inner = [value for value in graph.initializers.values() if id(value) not in outer]
+        for value in graph.initializers.values():
             value.doc_string = None
             value.metadata_props.clear()
-            if id(value) not in outer:
-                graph.initializers.pop(value.name or "")
-                value.name = short()
-                graph.register_initializer(value)
-                value.type, value.shape = None, None
+        for value in inner:  # all leave first: an artifact's own short names come again in another order
+            graph.initializers.pop(value.name or "")
+        for value in inner:
+            value.name = short()
+            graph.register_initializer(value)
+            value.type, value.shape = None, None
         for value in (*graph.inputs, *graph.outputs):
             value.doc_string = None
             value.metadata_props.clear()

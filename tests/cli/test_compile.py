@@ -238,3 +238,12 @@ def test_weights_that_the_store_holds_are_in_the_artifact(edgeopt: Edgeopt) -> N
 def test_a_misspelt_command_names_its_neighbour(edgeopt: Edgeopt) -> None:
     ran = edgeopt("comple", "m.onnx")
     assert (ran.code, "nearest: compile" in ran.err) == (2, True)
+
+
+def test_an_artifact_can_be_compiled_again(edgeopt: Edgeopt) -> None:
+    """Its short names are given anew, in whatever order the steps leave the constants."""
+    assert edgeopt("compile", example.MODEL, *DEVICE, *DATA, "-o", "one").code == 0
+    again = edgeopt("compile", "one/model.onnx", *DEVICE, *DATA, "-o", "two", "--json")
+    assert again.code == 0, again.err
+    (outcome,) = again.json()["outcomes"]
+    assert outcome["after"]["top1"]["value"] > 95
