@@ -36,6 +36,8 @@ class Segment:
         parameters: Names of initializers that will be given as tensors, and may require gradients.
         dtype: The floating-point type to compute in, such as ``float64``; by default the model's own.
         device: Where: by default a GPU if torch sees one, else the CPU.
+        quantized: Whether QuantizeLinear and DequantizeLinear compute; otherwise they pass floats on, so
+            the segment computes what it would without quantization, under the same names.
 
     Raises:
         MissingExtra: torch is not installed.
@@ -52,7 +54,9 @@ class Segment:
         *,
         dtype: str | None = None,
         device: str | None = None,
+        quantized: bool = True,
     ) -> None:
+        self._quantized = quantized
         torch = require_torch()
         self.operators = table()
         if model.functions:
@@ -145,6 +149,10 @@ class Segment:
             return tensor
         return tensor.to(self.device)
 
+    def placed(self, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Makes tensors of inputs, where the segment computes, so that they need not move at every call."""
+        return {name: self._place(to_torch(array, name, self.dtype)) for name, array in inputs.items()}
+
     def __call__(
         self, inputs: Mapping[str, Any], parameters: Mapping[str, Any] | None = None
     ) -> dict[str, Tensor]:
@@ -163,10 +171,10 @@ class Segment:
         given = {**inputs, **(parameters or {})}
         known = dict(self._kept)
         for value in self._given:
-            if value.name not in given:
-                raise ModelError(f"the segment needs a tensor for {value.name!r}")
-            tensor = to_torch(given[value.name], value.name, self.dtype)
-            known[value] = self._place(tensor)
+            name = value.name or ""
+            if name not in given:
+                raise ModelError(f"the segment needs a tensor for {name!r}")
+            known[value] = self._place(to_torch(given[name], name, self.dtype))
         for node, dead in zip(self._nodes, self._dead, strict=True):
             self._compute(node, known)
             for value in dead:
@@ -177,6 +185,8 @@ class Segment:
     def _compute(self, node: ir.Node, known: dict[ir.Value, Tensor]) -> None:
         if node.op_type == "If":
             results: Sequence[Tensor] = self._branch(node, known)
+        elif not self._quantized and (source := _unquantized(node)) is not None:
+            results = (known[source],)
         else:
             entry = self.operators[node.op_type]
             arguments = _arguments(entry, node, known, self.device)
@@ -251,6 +261,18 @@ def unsupported(nodes: Sequence[ir.Node]) -> list[str]:
         elif node.domain not in ("", "ai.onnx") or node.op_type not in known:
             missing.append(_name(node))
     return sorted(set(missing))
+
+
+def _unquantized(node: ir.Node) -> ir.Value | None:
+    """The value that a quantizer passes on when nothing is quantized; ``None`` for other nodes."""
+    source = node.inputs[0] if node.inputs else None
+    if node.op_type in ("QuantizeLinear", "DynamicQuantizeLinear"):
+        return source
+    if node.op_type != "DequantizeLinear" or source is None:
+        return None
+    maker = source.producer()
+    quantizes = maker is not None and maker.op_type in ("QuantizeLinear", "DynamicQuantizeLinear")
+    return source if quantizes else None  # integer constants have no float form but this one
 
 
 def _name(node: ir.Node) -> str:

@@ -1,0 +1,397 @@
+"""Train a quantized model's weights, biases and ranges, block by block, to compute what it does in float.
+
+Each block (see ``_blocks``) is trained on calibration samples, without labels, to make from the quantized
+model's values what the float model makes of its own (block reconstruction: Li et al., BRECQ, ICLR 2021;
+see ``_training`` for what moves and how). A block's result is kept where the whole model becomes more
+faithful on the validation samples, else what was there before. All changes are written back as
+initializers: weights stay float, on their grids.
+
+The float model is the model itself with its quantizers passing values on, so inner values compare even
+where channels were rescaled before; the outputs of the original judge. How often each block is trained
+is fixed before the start from an estimate of its cost, so a run ends at the same place on every machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from edgeopt import fidelity
+from edgeopt.errors import ModelError, RuntimeFailure
+from edgeopt.graph.autograd import Segment, to_numpy
+from edgeopt.graph.autograd.operators import Tensor, require_torch
+from edgeopt.graph.autograd.running import read
+from edgeopt.graph.change import Change, Rewrite, Skipped
+from edgeopt.graph.cost import cost
+from edgeopt.graph.execute import Executor
+from edgeopt.graph.names import name_nodes, original_names
+from edgeopt.graph.placement import is_constant
+from edgeopt.graph.quantization import read as read_quantization
+from edgeopt.passes._blocks import Block, find_blocks
+from edgeopt.passes._training import Schedule, find_trainable, set_initializers, train
+from edgeopt.passes.base import Context, Facet, Keeps, Pass, Samples, Stage
+from edgeopt.platform import QuantizationRules
+
+BYTES = 2**31
+"""The activations of all samples together stay below this, estimated; fewer samples are used then."""
+
+MULTIPLIES_PER_SECOND = 5e9
+BYTES_PER_SECOND = 2e9
+SECONDS_PER_NODE = 1e-4
+"""What torch does on one core of the machines that edgeopt runs on; estimates of time rest on these."""
+
+PASSES = 3
+"""A step of training costs about three times running forward."""
+
+MOST_ITERATIONS = 400
+LEAST_ITERATIONS = 20
+
+
+@dataclass(frozen=True)
+class Reconstruct(Pass):
+    """Train weights, biases and ranges of a quantized model block by block.
+
+    Attributes:
+        seconds: About how many CPU seconds the training may take; the number of iterations follows.
+        iterations: At most so many iterations a block.
+        batch: Samples of an iteration.
+        samples: At most this many calibration samples are used.
+        weights: The learning rate of weights, in quantization steps; 0 leaves them.
+        biases: The learning rate of biases; 0 leaves them.
+        scales: The learning rate of activations' scales, relative; 0 leaves them.
+        layers: Products in a block at least, if a plain chain gives fewer.
+    """
+
+    name: ClassVar[str] = "reconstruct"
+    stage: ClassVar[Stage] = "quantize"
+    keeps: ClassVar[Keeps] = "approximate"
+
+    seconds: float = 120.0
+    iterations: int = 300
+    batch: int = 8
+    samples: int = 256
+    weights: float = 0.05
+    biases: float = 0.05
+    scales: float = 0.005
+    layers: int = 1
+
+    @property
+    def reads(self) -> frozenset[Facet]:
+        """Rules, calibration and validation samples, and the float original."""
+        return frozenset({"rules", "calibration", "validation", "teacher"})
+
+    def apply(self, model: ir.Model, context: Context) -> Change:
+        """Trains every block in turn.
+
+        Raises:
+            MissingExtra: torch is not installed.
+        """
+        data = context.calibration
+        if data is None or len(data) == 0:
+            return Change(summary="no calibration data to train on")
+        if not read_quantization(model):
+            return Change(summary="no quantized values to train")
+        torch = require_torch()
+        name_nodes(model)
+        blocks = find_blocks(model.graph, least=self.layers)
+        groups = _scale_groups(model, None if context.rules is None else context.rules.quantization)
+        try:
+            trial = _Trial.of(model, context, self)
+        except ModelError as refusal:
+            return Change(summary="left as it is", notes=[f"training is not possible: {refusal.message}"])
+        change = Change()
+        before = best = trial.fidelity()
+        with _one_thread(torch):
+            taken: set[str] = set() if self.scales else {name for group in groups.values() for name in group}
+            counts = _iterations(model, blocks, trial.shapes, trial.batch, self)
+            kept = 0
+            generator = np.random.default_rng(context.seed)
+            for block, count in context.progress(
+                list(zip(blocks, counts, strict=True)), "reconstruction", len(blocks)
+            ):
+                order = _order(generator, count, len(trial.calls))
+                trainable = find_trainable(model.graph, block, taken, groups)
+                site = _site(block)
+                arrays: dict[str, np.ndarray] = {}
+                if trainable.weights and context.allow(self.name, site):
+                    schedule = Schedule(count, self.weights, self.biases, self.scales)
+                    batches = trial.batches(block)
+                    old = {name: _array(model, name) for name in trainable.names}
+                    arrays = train(model, block, trainable, batches, schedule, order)
+                    set_initializers(model, arrays)
+                    after = trial.fidelity()
+                    if after > best:
+                        change.rewrites.append(
+                            Rewrite(self.name, site, tuple(original_names(block.layers[0])))
+                        )
+                        kept, best = kept + 1, after
+                    else:
+                        set_initializers(model, old)
+                        reason = f"{best:.2f} dB became {after:.2f} on the validation samples"
+                        change.skipped.append(Skipped(self.name, site, reason))
+                trial.advance(block)
+        change.summary = f"{kept} of {len(blocks)} blocks trained, {before:.1f} -> {best:.1f} dB"
+        change.details = {
+            "fidelity": round(before, 2),
+            "fidelity_after": round(best, 2),
+            "iterations": counts,
+            "batch": trial.batch,
+            "samples": trial.batch * len(trial.calls),
+        }
+        return change
+
+
+@contextlib.contextmanager
+def _one_thread(torch: Any) -> Iterator[None]:
+    """Computes with one thread, whose sums do not depend on the machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _site(block: Block) -> str:
+    layers = block.layers or list(block.nodes)
+    return (original_names(layers[0]) or (layers[0].name or "",))[0]
+
+
+def _array(model: ir.Model, name: str) -> np.ndarray:
+    tensor = model.graph.initializers[name].const_value
+    assert tensor is not None
+    return np.array(tensor.numpy())
+
+
+def _order(generator: np.random.Generator, count: int, calls: int) -> np.ndarray:
+    """Draws the call of every iteration: all in random order, again and again."""
+    rounds = -(-count // calls)
+    return np.concatenate([generator.permutation(calls) for _ in range(max(rounds, 1))])
+
+
+def _scale_groups(model: ir.Model, rules: QuantizationRules | None) -> dict[str, tuple[str, ...]]:
+    """Returns per scale of an activation all that are equal to it, since the runtime may tie them.
+
+    Scales that the runtime fixes are left out.
+    """
+    fixed: set[float] = set()
+    if rules is not None:
+        tensors = [rules.activation, *(rule.output for rule in rules.operators.values())]
+        fixed = {float(np.float32(rule.scale)) for rule in tensors if rule is not None and rule.scale}
+    equal: dict[float, dict[str, None]] = {}
+    for node in model.graph:
+        if node.op_type not in ("QuantizeLinear", "DequantizeLinear") or len(node.inputs) < 2:
+            continue
+        source, scale = node.inputs[0], node.inputs[1]
+        if scale is None or not is_constant(scale) or scale.const_value is None or source is None:
+            continue
+        if is_constant(source) or (source.producer() is not None and _is_weight_pair(node)):
+            continue
+        if scale.const_value.size == 1:
+            number = float(np.float32(scale.const_value.numpy().reshape(-1)[0]))
+            if number not in fixed:
+                equal.setdefault(number, {})[scale.name or ""] = None
+    return {name: tuple(names) for names in equal.values() for name in names}
+
+
+def _is_weight_pair(node: ir.Node) -> bool:
+    """Whether a DequantizeLinear reads a quantized constant."""
+    first = node.inputs[0].producer() if node.inputs[0] is not None else None
+    source = first.inputs[0] if first is not None and first.op_type == "QuantizeLinear" else None
+    return source is not None and is_constant(source)
+
+
+def _iterations(
+    model: ir.Model,
+    blocks: Sequence[Block],
+    shapes: Mapping[str, Sequence[int]],
+    batch: int,
+    options: Reconstruct,
+) -> list[int]:
+    """Shares out the time over the blocks: as many iterations for each, within limits."""
+    counted = {node.name: node for node in cost(model, dict(shapes)).nodes}
+    seconds = []
+    for block in blocks:
+        found = [counted[node.name or ""] for node in block.nodes if node.name in counted]
+        arithmetic = sum(node.macs for node in found) / MULTIPLIES_PER_SECOND
+        traffic = sum(node.read_bytes + node.written_bytes for node in found) / BYTES_PER_SECOND
+        seconds.append(PASSES * (batch * (arithmetic + traffic) + SECONDS_PER_NODE * len(block.nodes)))
+    whole = max(sum(seconds), 1e-9)
+    each = int(np.clip(options.seconds / whole, LEAST_ITERATIONS, min(options.iterations, MOST_ITERATIONS)))
+    return [each] * len(blocks)
+
+
+@dataclass(slots=True)
+class _Trial:
+    """The samples, as the values that flow at the place reached: quantized, and in float.
+
+    Attributes:
+        model: The model that is trained.
+        calls: Per calibration call its quantized values.
+        exact: Per calibration call its float values.
+        judging: Per validation call its quantized values.
+        wanted: Per validation call the original's outputs.
+        shapes: Shapes of the inputs of one sample.
+        batch: Samples of one call.
+        reached: How many blocks have been passed.
+    """
+
+    model: ir.Model
+    calls: list[dict[str, Tensor]]
+    exact: list[dict[str, Tensor]]
+    judging: list[dict[str, Tensor]]
+    wanted: list[dict[str, np.ndarray]]
+    shapes: dict[str, tuple[int, ...]]
+    batch: int
+    passed: set[ir.Node] = field(default_factory=set)
+    _next: list[dict[str, Tensor]] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, model: ir.Model, context: Context, options: Reconstruct) -> _Trial:
+        """Reads the samples, several to a call where the model computes each by itself."""
+        data = context.calibration
+        assert data is not None
+        validation = (
+            context.validation if context.validation is not None and len(context.validation) else data
+        )
+        first = next(data.feeds())
+        size = max(sum(node.written_bytes for node in cost(model, _shapes(first)).nodes), 1)
+        count = int(np.clip(BYTES // size, 2 * options.batch, options.samples))
+        calls = _calls(model, data, count, options.batch)
+        judging = _calls(model, validation, int(np.clip(BYTES // (4 * size), 8, 64)), options.batch)
+        teacher = context.teacher
+        with Executor(model if teacher is None else teacher, optimize=True) as executor:
+            names = [value.name or "" for value in model.graph.outputs]
+            if teacher is None or not set(names) <= set(executor.outputs):
+                float_model = Segment(model, quantized=False)
+                wanted = [
+                    {name: to_numpy(tensor) for name, tensor in float_model(feeds).items()}
+                    for feeds in judging
+                ]
+            else:
+                wanted = [_run_each(executor, feeds, names) for feeds in judging]
+        place = Segment(model)._place
+        from edgeopt.graph.autograd.dtypes import to_torch
+
+        def placed(feeds: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+            return {name: place(to_torch(array, name)) for name, array in feeds.items()}
+
+        batch = max(array.shape[0] for array in calls[0].values() if array.ndim)
+        return cls(
+            model,
+            [placed(feeds) for feeds in calls],
+            [placed(feeds) for feeds in calls],
+            [placed(feeds) for feeds in judging],
+            wanted,
+            _shapes(first),
+            batch,
+        )
+
+    def batches(self, block: Block) -> list[tuple[dict[str, Tensor], dict[str, Tensor]]]:
+        """Returns per call the block's inputs in the quantized model and its outputs in float."""
+        torch = require_torch()
+        segment = Segment(self.model, block.inputs, block.outputs, quantized=False)
+        with torch.no_grad():
+            self._next = [segment(values) for values in self.exact]
+        return [
+            ({name: values[name] for name in block.inputs}, outputs)
+            for values, outputs in zip(self.calls, self._next, strict=True)
+        ]
+
+    def fidelity(self) -> float:
+        """Runs the rest of the model, from the place reached, on the validation samples."""
+        torch = require_torch()
+        names = [value.name or "" for value in self.model.graph.outputs]
+        segment = Segment(self.model, list(self.judging[0]), names)
+        result = fidelity.Fidelity()
+        with torch.no_grad():
+            for values, wanted in zip(self.judging, self.wanted, strict=True):
+                got = {name: to_numpy(tensor) for name, tensor in segment(values).items()}
+                result.add(wanted, got)
+        return fidelity.LIMIT if result.value is None else result.value
+
+    def advance(self, block: Block) -> None:
+        """Moves all values behind the block, and forgets those that nothing reads any more."""
+        torch = require_torch()
+        self.passed.update(block.nodes)
+        with torch.no_grad():
+            if not self._next:
+                exact = Segment(self.model, block.inputs, block.outputs, quantized=False)
+                self._next = [exact(values) for values in self.exact]
+            segment = Segment(self.model, block.inputs, block.outputs)
+            for values, outputs in zip(self.exact, self._next, strict=True):
+                values.update(outputs)
+            for values in (*self.calls, *self.judging):
+                values.update(segment(values))
+        self._next = []
+        needed = self._needed()
+        for values in (*self.calls, *self.exact, *self.judging):
+            for name in [name for name in values if name not in needed]:
+                del values[name]
+
+    def _needed(self) -> set[str]:
+        needed = {value.name or "" for value in self.model.graph.outputs}
+        for node in self.model.graph:
+            if node not in self.passed:
+                needed.update(value.name or "" for value in read(node))
+        return needed
+
+
+def _run_each(
+    executor: Executor, feeds: Mapping[str, np.ndarray], names: Sequence[str]
+) -> dict[str, np.ndarray]:
+    """Runs a call, one sample at a time where the original takes only one."""
+    try:
+        return executor.run(feeds, names)
+    except RuntimeFailure:
+        count = max(array.shape[0] for array in feeds.values())
+        rows = [
+            executor.run({name: array[index : index + 1] for name, array in feeds.items()}, names)
+            for index in range(count)
+        ]
+        return {name: np.concatenate([row[name] for row in rows]) for name in names}
+
+
+def _shapes(feeds: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(array.shape) for name, array in feeds.items()}
+
+
+def _calls(model: ir.Model, data: Samples, count: int, batch: int) -> list[dict[str, np.ndarray]]:
+    """Reads up to ``count`` samples as calls of ``batch``, or of what the model takes."""
+    calls = list(islice(data.feeds(batch), -(-count // batch)))
+    size = max((array.shape[0] for array in calls[0].values() if array.ndim), default=1)
+    if size > 1 or batch == 1:
+        return calls
+    singles = list(islice(data.feeds(1), count))
+    if len(singles) < 2 or not _independent(model, singles[:2]):
+        return singles
+    return [_joined(singles[start : start + batch]) for start in range(0, len(singles), batch)]
+
+
+def _joined(calls: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {name: np.concatenate([call[name] for call in calls]) for name in calls[0]}
+
+
+def _independent(model: ir.Model, calls: Sequence[Mapping[str, np.ndarray]]) -> bool:
+    """Whether the graph, though made for one sample, computes several side by side; found by trying."""
+    torch = require_torch()
+    if any(call[name].shape != array.shape for call in calls for name, array in calls[0].items()):
+        return False
+    segment = Segment(model, quantized=False)
+    try:
+        with torch.no_grad():
+            together = segment(_joined(calls))
+            alone = [segment(call) for call in calls]
+    except (RuntimeError, ValueError, IndexError):  # what torch raises where shapes do not fit
+        return False
+    for name, tensor in together.items():
+        rows = torch.cat([outputs[name] for outputs in alone]) if tensor.dim() else tensor
+        if rows.shape != tensor.shape or not torch.allclose(rows.double(), tensor.double(), 1e-3, 1e-3):
+            return False
+    return True
