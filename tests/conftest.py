@@ -7,6 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+# Machines that run tests are shared: how long an example takes says nothing about the code.
+settings.register_profile("edgeopt", deadline=None)
+settings.load_profile("edgeopt")
 
 
 @pytest.fixture(scope="session")

@@ -22,6 +22,9 @@ LABELS = {
     "agreement": "top-1 agreement",
 }
 
+SLOWER = 1.05
+"""An artifact that takes this many times as long as its original is said to be slower."""
+
 LEDGER = ("pass", "what it did", "size", "latency*", "memory*", "fidelity", "CPU")
 FIGURES = ("", "before", "after", "ratio", "budget", "verdict")
 
@@ -131,6 +134,15 @@ def sentences(outcome: Outcome) -> list[str]:
     if judged is not None:
         found.append(f"judged on {judged.n} evaluation samples, on this host; intervals are 95 %")
     return [*found, *outcome.notes]
+
+
+def slowdown(outcome: Outcome) -> float | None:
+    """How many times slower than its original the artifact is predicted to be; ``None`` where it is not."""
+    before, after = outcome.before.get("latency"), outcome.after.get("latency")
+    if before is None or after is None or before.how != after.how or not before.value:
+        return None
+    ratio = after.value / before.value
+    return ratio if ratio > SLOWER else None
 
 
 def conclusion(outcome: Outcome) -> str:

@@ -206,7 +206,7 @@ def test_an_interrupted_run_leaves_the_output_absent_or_whole(tmp_path: Path, ho
     shutil.rmtree(where / "out")
     rng = random.Random(int(how))
     interrupted = 0
-    for _ in range(8):
+    for _ in range(5):
         process = start()
         time.sleep(whole * rng.uniform(0.3, 1.1))
         process.send_signal(how)
