@@ -1,4 +1,4 @@
-"""``edgeopt devices``: the device profiles there are."""
+"""``edgeopt devices``: the device profiles there are, and those written from real boards."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import click
 
 @click.group()
 def command() -> None:
-    """List, show and check device profiles."""
+    """List, show, check and write device profiles."""
 
 
 @command.command("list")
@@ -116,4 +116,44 @@ def lint(files: tuple[Path, ...], as_json: bool) -> int:
             click.echo(f"  try: {finding.hint}")
     count = f"{len(paths)} profile{'s' if len(paths) != 1 else ''}"
     click.echo(f"{count} checked, {len(findings)} finding{'s' if len(findings) != 1 else ''}")
+    return 2 if findings else 0
+
+
+@command.command()
+@click.argument("board")
+@click.option("--output", "-o", type=click.Path(path_type=Path), help="The file; by default BOARD-NAME.yaml.")
+@click.option("--force", is_flag=True, help="Replace a file that exists.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def probe(board: str, output: Path | None, force: bool, as_json: bool) -> int:
+    """Write a profile from the real BOARD, ssh://user@board or adb:SERIAL, and check it.
+
+    Nothing stays on the board. Exits with 2 where the check finds something to correct by hand.
+    """
+    from dataclasses import asdict
+
+    from edgeopt.cli.tables import write_json
+    from edgeopt.errors import OutputError, UserError
+    from edgeopt.lint import lint as check
+    from edgeopt.runners import find
+    from edgeopt.runners.board import Board
+    from edgeopt.runners.profile import profile
+
+    with find(board) as runner:
+        if not isinstance(runner, Board):
+            raise UserError(f"{board!r} is no board", hint="ssh://user@board or adb:SERIAL")
+        path = output or Path(f"{runner.where}.yaml")
+        if path.exists() and not force:
+            raise OutputError(f"the file {str(path)!r} exists", hint="name another with -o, or give --force")
+        text = profile(runner.probe(), path.stem)
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as failure:
+        raise OutputError(f"cannot write {str(path)!r}: {failure.strerror}") from failure
+    findings = check(path)
+    if as_json:
+        write_json({"profile": str(path), "findings": [asdict(finding) for finding in findings]})
+        return 2 if findings else 0
+    click.echo(f"{path}: {len(findings)} finding{'s' if len(findings) != 1 else ''}")
+    for finding in findings:
+        click.echo(f"{finding.where}: {finding.message}")
     return 2 if findings else 0

@@ -69,7 +69,7 @@ class Adb(Board):
                 )
         if "cannot be started" in lost.reason:
             return UnreachableError(f"{lost.reason}: adb: needs the client of Android's platform tools")
-        if lost.code not in (None, 0, 255) and "did not start" in lost.reason:
+        if 0 < (lost.code or 0) < 128 and "did not start" in lost.reason:
             last = (lost.errors.splitlines() or ["it said nothing"])[-1]
             return UnreachableError(f"the Python of {self._serial} cannot run the agent: {last}")
         return None

@@ -116,7 +116,7 @@ class Ssh(Board):
                 where=self.address,
                 hint=f"install Python 3.6 or later there, or name it: {self.address}?python=/path/to/python3",
             )
-        if lost.code not in (None, 0, 255) and "did not start" in lost.reason:
+        if 0 < (lost.code or 0) < 128 and "did not start" in lost.reason:
             last = (lost.errors.splitlines() or ["it said nothing"])[-1]
             return UnreachableError(
                 f"the Python of {self._host} cannot run the agent: {last}",
