@@ -84,12 +84,12 @@ class Server:
     def clients(self) -> list[int]:
         """The clients' processes, the one that shares its login among them."""
         mine = str(self.folder / "ssh_config").encode()
-        socket = b"/edgeopt-"
+        sockets = _sockets_to(self.port)
         return [
             number
             for number in _processes()
             if (words := _read(number, "cmdline")).startswith(b"ssh")
-            and (mine in words or (b"[mux]" in words and socket in words))
+            and (mine in words or (b"[mux]" in words and sockets & _open_files(number)))
         ]
 
     def wait_until_clean(self, seconds: float = 30.0) -> None:
@@ -172,6 +172,20 @@ def _read(number: int, name: str) -> bytes:
         return Path(f"/proc/{number}/{name}").read_bytes()
     except OSError:
         return b""
+
+
+def _sockets_to(port: int) -> set[str]:
+    """The sockets of this machine that are connected to a port of 127.0.0.1."""
+    remote = f"0100007F:{port:04X}"
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()]
+    return {f"socket:[{row[9]}]" for row in rows if row[2] == remote}
+
+
+def _open_files(number: int) -> set[str]:
+    try:
+        return {str(path.readlink()) for path in Path(f"/proc/{number}/fd").iterdir()}
+    except OSError:
+        return set()
 
 
 def _descendants(root: int) -> list[int]:
