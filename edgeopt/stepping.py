@@ -119,7 +119,7 @@ class Stepper:
         """
         key = digest(name, state.digest, parts, self.seed, host.isa(), tool_versions())
         record = self.store.record(key)
-        if record is not None and self.store.model(key) is not None:
+        if record is not None and self.store.holds(key):
             return State(key, self.store), Change.from_json(record["change"]), record["cpu_seconds"], True
         self.watch.step(name)
         started = time.process_time()

@@ -53,15 +53,20 @@ class Store:
 
     def model(self, key: str) -> ir.Model | None:
         """Returns the model of an entry, its large tensors mapped from disk, or ``None``."""
-        path = self._entry(key) / "model.onnx"
-        if not path.is_file():
+        if not self.holds(key):
             return None
         # Not ir.load, which confines external tensors to the model's own folder: these are absolute.
-        model: ir.Model = ir.serde.deserialize_model(onnx.load(path, load_external_data=False))
-        for tensor in _external_tensors(model):
-            if not Path(tensor.path).is_file():
-                return None  # the user's file moved or a blob was cleared
+        proto = onnx.load(self._entry(key) / "model.onnx", load_external_data=False)
+        model: ir.Model = ir.serde.deserialize_model(proto)
         return model
+
+    def holds(self, key: str) -> bool:
+        """Whether the model of an entry is whole: no file of the user moved, no blob was cleared."""
+        try:
+            files = (self._entry(key) / "files").read_text(encoding="utf-8").splitlines()
+        except OSError:
+            return False
+        return all(Path(file).is_file() for file in files)
 
     def keep(self, key: str, record: Mapping[str, Any], model: ir.Model | None = None) -> None:
         """Stores an entry.
@@ -81,6 +86,8 @@ class Store:
                 if model is not None:
                     self._outsource(model)
                     (fresh / "model.onnx").write_bytes(ir.to_proto(model).SerializeToString())
+                    files = dict.fromkeys(str(tensor.path) for tensor in _external_tensors(model))
+                    (fresh / "files").write_text("".join(f"{file}\n" for file in files), encoding="utf-8")
                 text = json.dumps(record, indent=1, sort_keys=True)
                 (fresh / "record.json").write_text(text, encoding="utf-8")
                 _replace(fresh, entry)

@@ -16,8 +16,9 @@ from edgeopt.corridor import Corridor, changed_options
 from edgeopt.graph.names import original_names
 from edgeopt.job import Job, PartSource
 from edgeopt.outcome import Outcome
+from edgeopt.passes.base import Samples
 from edgeopt.session import signature
-from edgeopt.steps import hash_file, tool_versions
+from edgeopt.steps import digest, hash_file, tool_versions
 
 
 def write_artifact(corridor: Corridor, folder: Path) -> Artifact:
@@ -49,8 +50,7 @@ def write_artifact(corridor: Corridor, folder: Path) -> Artifact:
             roles[prefix + name] = "snippet"
         contracts: dict[str, Any] = {"golden": vectors, "precision": corridor.precisions[part.name]}
         if part.calibrate is not None:
-            ranges = golden.input_ranges(part.calibrate.feeds())
-            contracts["histograms"] = golden.histograms(part.calibrate.feeds(), ranges)
+            contracts["histograms"] = _histograms(corridor, part.calibrate)
         parts[part.name] = artifacts.part_manifest(emitted, inputs, outputs, prefix=prefix, **contracts)
     head = {
         "name": job.name,
@@ -64,6 +64,16 @@ def write_artifact(corridor: Corridor, folder: Path) -> Artifact:
         },
     }
     return artifacts.write_manifest(folder, head, parts, roles)
+
+
+def _histograms(corridor: Corridor, samples: Samples) -> dict[str, Any]:
+    """The histograms of the inputs over the calibration samples, which the store remembers."""
+    key = digest("histograms", samples.digest, golden.BINS, tool_versions())
+    record = corridor.store.record(key)
+    if record is None:
+        record = golden.histograms(samples.feeds(), golden.input_ranges(samples.feeds()))
+        corridor.store.keep(key, record)
+    return record
 
 
 def write_evidence(corridor: Corridor, folder: Path, outcome: Outcome) -> None:
