@@ -131,7 +131,7 @@ def test_overlapping_data_warn_and_say_how_many(edgeopt: Edgeopt) -> None:
     ran = edgeopt("compile", "m.onnx", *DEVICE, "--data", "data", "--metric", "top1", "--max-drop", "50pp")
     assert ran.code == 0, ran.err
     text = " ".join(ran.out.split())
-    assert "of the 60 evaluation samples are also" in text
+    assert "of the 60 evaluation samples are also in" in text
 
 
 # ---- outputs

@@ -158,8 +158,12 @@ def test_samples_in_both_parts_are_counted_in_a_warning(tmp_path: Path) -> None:
     np.savez(tmp_path / "calibration.npz", features=rows(60))
     np.savez(tmp_path / "evaluation.npz", features=np.concatenate([rows(60)[[3, 9, 12]], rows(17, 5)]))
     notes = opened(tmp_path).notes
-    assert any(note.startswith("warning: 2 of the 20 evaluation samples are also calib") for note in notes)
-    assert any(note.startswith("warning: 1 of the 20 evaluation samples are also valid") for note in notes)
+    assert any(
+        note.startswith("warning: 2 of the 20 evaluation samples are also in the calib") for note in notes
+    )
+    assert any(
+        note.startswith("warning: 1 of the 20 evaluation samples is also in the valid") for note in notes
+    )
 
 
 def test_arrays_of_different_lengths_are_an_error(tmp_path: Path) -> None:
