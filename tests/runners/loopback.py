@@ -99,9 +99,10 @@ class Server:
             AssertionError: There still are some.
         """
         end = time.monotonic() + seconds
-        while agents := self.agents() or list(self.home.iterdir()):
-            left = [str(path.relative_to(self.home)) for path in self.home.rglob("*")]
-            assert time.monotonic() < end, f"left behind: processes {agents}, files {left}"
+        while (agents := self.agents()) or list(self.home.iterdir()):
+            if time.monotonic() > end:
+                left = [folder for folder, _, _ in os.walk(self.home)]  # files may vanish meanwhile
+                raise AssertionError(f"left behind: processes {agents}, folders {left}")
             time.sleep(0.05)
 
     def stop(self) -> None:
