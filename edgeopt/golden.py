@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from itertools import islice
 from pathlib import Path
@@ -15,6 +16,7 @@ from edgeopt.errors import ModelError, RuntimeFailure
 from edgeopt.graph import seeds
 from edgeopt.graph.execute import Executor
 from edgeopt.platform import RuntimeVersion
+from edgeopt.session import Session
 
 COUNT = 4
 """Golden vectors of an artifact."""
@@ -63,6 +65,55 @@ def write_golden(
     if (tolerance := rules.tolerance.get(precision)) is not None:
         entry["tolerance"] = tolerance.model_dump()
     return entry
+
+
+def check(folder: Path, part: Mapping[str, Any], session: Session) -> dict[str, Any] | None:
+    """Runs a part's golden vectors; ``None`` where it has none.
+
+    Args:
+        folder: The artifact's folder.
+        part: The part's manifest.
+        session: The part, running anywhere.
+
+    Returns:
+        ``deviation``: the largest difference over the largest expected magnitude, of any output and
+        vector; infinite where shapes or the places of NaN differ. ``tolerance``, where the runtime's
+        profile gives one, and whether they ``passed``: ``None`` without a tolerance.
+
+    Raises:
+        RuntimeFailure: The runtime fails on a vector.
+    """
+    entry = part.get("golden")
+    if not entry:
+        return None
+    with np.load(folder / entry["inputs"]) as inputs, np.load(folder / entry["outputs"]) as outputs:
+        worst = 0.0
+        for index in range(entry["count"]):
+            prefix = f"{index}."
+            call = {name.removeprefix(prefix): inputs[name] for name in inputs if name.startswith(prefix)}
+            found = session.run(call)
+            for name in outputs:
+                if name.startswith(prefix):
+                    worst = max(worst, _deviation(outputs[name], found[name.removeprefix(prefix)]))
+    tolerance = entry.get("tolerance", {}).get("relative")
+    passed = None if tolerance is None else worst <= tolerance
+    return {"deviation": worst, "tolerance": tolerance, "passed": passed, "count": entry["count"]}
+
+
+def _deviation(expected: np.ndarray, found: np.ndarray) -> float:
+    if expected.shape != found.shape:
+        return math.inf
+    if not expected.size:
+        return 0.0
+    first, second = np.asarray(expected, np.float64), np.asarray(found, np.float64)
+    finite = np.isfinite(first)
+    if (
+        not np.array_equal(first[~finite], second[~finite], equal_nan=True)
+        or not np.isfinite(second[finite]).all()
+    ):
+        return math.inf
+    difference = float(np.abs(first - second)[finite].max(initial=0.0))
+    return difference / max(float(np.abs(first[finite]).max(initial=0.0)), 1e-30) if difference else 0.0
 
 
 def histograms(

@@ -192,7 +192,7 @@ class Store:
                 if alone and self._same(path, lock):
                     shutil.rmtree(os.path.join(path, "runs"), ignore_errors=True)
                 if _lock(lock, fcntl.LOCK_SH) and self._same(path, lock):
-                    self.folder, self.lock = path, lock
+                    self.folder, self.lock, self.alone = path, lock, alone
                     self.blobs, self.runs = os.path.join(path, "blobs"), os.path.join(path, "runs")
                     os.makedirs(self.blobs, exist_ok=True)
                     os.makedirs(self.runs, exist_ok=True)
@@ -337,19 +337,22 @@ def state(full: bool = False) -> Dict[str, Any]:
             found[name] = seen
     if governors:
         found["governor"] = sorted(set(governors))
-    cooling = []
+    cooling, told = [], False
     for device in names_in("/sys/class/thermal"):
         if device.startswith("cooling_device"):
             kind = read_text("/sys/class/thermal/%s/type" % device)
             active = read_text("/sys/class/thermal/%s/cur_state" % device)
-            if active.isdigit() and int(active) > 0 and re.search("cpufreq|processor|cpu", kind, re.I):
-                cooling.append(kind)
+            if active.isdigit() and re.search("cpufreq|processor|cpu", kind, re.I):
+                told = True
+                cooling += [kind] * (int(active) > 0)
     firmware = read_text("/sys/devices/platform/soc/soc:firmware/get_throttled")
     if not firmware and full:
         firmware = _firmware()
-    bits = int(firmware, 16) & 0xF if re.fullmatch("(0x)?[0-9a-fA-F]+", firmware) else 0
+    spoken = re.fullmatch("(0x)?[0-9a-fA-F]+", firmware) is not None
+    bits = int(firmware, 16) & 0xF if spoken else 0
     reasons = [word for bit, word in enumerate(_THROTTLED) if bits >> bit & 1]
-    found["throttled"] = reasons + ["the kernel cools the processor"] * bool(cooling)
+    if told or spoken:  # else nothing on this board says whether it is held down
+        found["throttled"] = reasons + ["the kernel cools the processor"] * bool(cooling)
     return found
 
 
@@ -582,8 +585,8 @@ class Agent:
                 answer, arrays = {"id": header["id"], "error": error}, []
             except Exception as failure:  # a runtime may raise anything; the other side tells the user
                 kind = "memory" if isinstance(failure, MemoryError) else "runtime"
-                message = (str(failure).strip().splitlines() or [""])[0] or type(failure).__name__
-                answer, arrays = {"id": header["id"], "error": {"kind": kind, "message": message}}, []
+                error = {"kind": kind, "message": _sentence(failure)}
+                answer, arrays = {"id": header["id"], "error": error}, []
             self._answer(answer, arrays)
 
     def _answer(self, header: Dict[str, Any], arrays: Any = ()) -> None:
@@ -666,6 +669,7 @@ class Agent:
             "model": model(),
             "time": time.time(),
             "folder": self.store.folder,
+            "alone": self.store.alone,
             "disk": self.store.free(),
             "memory": status("MemAvailable", "/proc/meminfo"),
         }, []
@@ -726,13 +730,13 @@ class Agent:
     def do_open(self, header: Dict[str, Any], body: Any) -> Any:
         """Opens a model whose files are all there."""
         store = self._folder()
+        load_runtime(header["runtime"])
         try:
             import numpy  # noqa: F401
         except ImportError as failure:
             raise Refusal(
                 "runtime-missing", str(failure), family="numpy", python=sys.executable, broken=False
             ) from failure
-        load_runtime(header["runtime"])
         total = sum(os.path.getsize(store.blob(sha)) for sha in header["files"].values())
         free = status("MemAvailable", "/proc/meminfo")
         if free is not None and free < total:
@@ -757,7 +761,13 @@ class Agent:
         self.folders[self.count] = folder
         kind = OnnxModel if header["runtime"] == "onnxruntime" else TfliteModel
         start = time.perf_counter()
-        opened = kind(os.path.join(folder, header["main"]), header["threads"])  # type: Any
+        try:
+            opened = kind(os.path.join(folder, header["main"]), header["threads"])  # type: Any
+        except Exception as failure:  # each runtime raises classes of its own
+            if isinstance(failure, MemoryError):
+                raise
+            have = next(filter(None, map(version_of, _packages(header["runtime"]))), "")
+            raise Refusal("open", _sentence(failure), runtime=header["runtime"], version=have) from failure
         load = time.perf_counter() - start
         self.models[self.count] = opened
         return {
@@ -815,6 +825,16 @@ class Agent:
         self.fed = {key: value for key, value in self.fed.items() if value[0] is not opened}
         shutil.rmtree(self.folders.pop(header["session"], ""), ignore_errors=True)
         return {}, []
+
+
+def _packages(family: str) -> List[str]:
+    return [name.split(".")[0] for name in FAMILIES[family]]
+
+
+def _sentence(failure: BaseException) -> str:
+    """The first line of what a library says, without the paths and signatures that it puts before."""
+    line = (str(failure).strip().splitlines() or [""])[0] or type(failure).__name__
+    return line if len(line) <= 300 else line[:100] + " ... " + line[-200:]
 
 
 def _digest(path: str) -> str:

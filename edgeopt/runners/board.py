@@ -61,6 +61,7 @@ class Opened:
         threads: Threads of one operator.
         remote: The agent's number for it; ``None`` while no agent has it open.
         answer: What the agent said when it opened it.
+        made_for: The runtime's version that an artifact was compiled for; "" for a plain model.
     """
 
     files: Mapping[str, Path]
@@ -69,6 +70,7 @@ class Opened:
     threads: int
     remote: int | None = None
     answer: dict[str, Any] = field(default_factory=dict)
+    made_for: str = ""
 
 
 class BlockTimer:
@@ -123,6 +125,8 @@ class Board(Runner):
         self._reached: dict[str, int] = {}
         self._states: list[dict[str, Any]] = []
         self._skew = 0.0
+        self._company = False
+        self._other_versions: set[tuple[str, str]] = set()
 
     # what a kind of board must say
 
@@ -223,7 +227,9 @@ class Board(Runner):
         clocks = [clock for state in self._states for clock in state.get("clock", ())]
         if clocks:
             found["clock"] = {"lowest": min(clocks), "highest": max(clocks)}
-        found["throttled"] = sorted({reason for state in self._states for reason in state["throttled"]})
+        told = [state["throttled"] for state in self._states if "throttled" in state]
+        if told:
+            found["throttled"] = sorted({reason for reasons in told for reason in reasons})
         return found
 
     @property
@@ -235,11 +241,15 @@ class Board(Runner):
             found.append(
                 f"the board's clock is {abs(self._skew):.0f} s {side} this machine's; no figure depends on it"
             )
-        if reasons := sorted({reason for state in self._states for reason in state["throttled"]}):
+        if reasons := sorted({reason for state in self._states for reason in state.get("throttled", ())}):
             found.append(f"the board held its clock down while it was timed: {', '.join(reasons)}")
         governors = {name for state in self._states for name in state.get("governor", ())}
         if governors - {"performance"}:
             found.append(f"the board's governor is {', '.join(sorted(governors))}: its clock may vary")
+        if self._company:
+            found.append("another edgeopt was at work on the board: times may be longer than they are alone")
+        for made_for, has in sorted(self._other_versions):
+            found.append(f"the artifact was compiled for version {made_for}, the board has {has}")
         if self.losses:
             times = "once" if self.losses == 1 else f"{self.losses} times"
             found.append(f"the connection was lost {times} and taken up again; nothing was lost with it")
@@ -339,6 +349,8 @@ class Board(Runner):
                 self.forget()
                 raise error from lost
             raise
+        if not self.hello:
+            self._company = not answer["alone"]
         self.hello = answer
         self._skew = answer["time"] - (started + time.time()) / 2
         return link
@@ -370,9 +382,15 @@ class Board(Runner):
             digests = {name: hash_file(path) for name, path in opened.files.items()}
             for name, path in opened.files.items():
                 self._send(link, path, digests[name])
-            answer, _ = link.request(
-                "open", files=digests, main=opened.main, runtime=opened.runtime, threads=opened.threads
-            )
+            try:
+                answer, _ = link.request(
+                    "open", files=digests, main=opened.main, runtime=opened.runtime, threads=opened.threads
+                )
+            except Refused as refused:
+                refused.details["made_for"] = opened.made_for
+                raise
+            if opened.made_for and opened.made_for not in answer["runtime"].split():
+                self._other_versions.add((opened.made_for, answer["runtime"]))
             opened.remote, opened.answer = int(answer["session"]), answer
         return opened.remote
 
@@ -434,6 +452,16 @@ class Board(Runner):
         if refused.kind == "memory":
             hint = "end what else runs there, or take a smaller model" if details else None
             return RuntimeFailure(refused.message or "the board is out of memory", hint=hint)
+        if refused.kind == "open":
+            has = f"{details['runtime']} {details['version']}".strip()
+            made_for = details.get("made_for")
+            return RuntimeFailure(
+                f"the board's {has} cannot load the model: {refused.message}",
+                where=self.address,
+                hint=f"it was compiled for {made_for}: compile it for a device that carries {has}"
+                if made_for and made_for != details["version"]
+                else None,
+            )
         if refused.kind == "folder":
             return RuntimeFailure(refused.message, hint=f"name one: {self.address}?folder=/path")
         return RuntimeFailure(f"{self.address} fails: {refused.message}")
@@ -473,8 +501,9 @@ def _parts(path: Path, threads: int) -> dict[str, tuple[Opened, Mapping[str, Any
                 f"artifacts for {artifact.manifest['target']} do not run on boards through edgeopt",
                 hint=f"those for {' and '.join(RUNTIMES)} do",
             )
+        made_for = artifact.manifest.get("runtime", {}).get("version", "")
         return {
-            name: (Opened(*_files(artifact, part), runtime, threads), part)
+            name: (Opened(*_files(artifact, part), runtime, threads, made_for=made_for), part)
             for name, part in artifact.parts.items()
         }
     if path.suffix not in (".onnx", ".ort"):

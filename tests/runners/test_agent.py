@@ -179,7 +179,7 @@ def test_heat_clock_governor_and_throttling_are_seen(made_up: Path) -> None:
 
 def test_a_board_that_says_nothing_of_itself(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(agent, "ROOT", str(tmp_path))
-    assert agent.state() == {"throttled": []}
+    assert agent.state() == {}
     found = agent.probe()
     assert found["cpus"] == [] and found["memory"] is None and found["copy"] > 0
     assert sys.executable and agent.status("VmHWM")

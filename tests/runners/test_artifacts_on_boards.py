@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from edgeopt import example
 from edgeopt.artifact import open_artifact, part_manifest, write_manifest
 from edgeopt.cli import call
 from edgeopt.errors import IntegrityError, ModelError
@@ -74,6 +75,33 @@ def test_the_runtime_of_the_board_stands_in_the_evidence(server, tmp_path: Path,
     found = json.loads(capsys.readouterr().out)
     assert found["parts"]["model"]["model"]["runtime"].startswith("LiteRT ")
     assert found["memory"]["model"]["value"] > 0
+
+
+def test_a_compiled_artifact_is_as_right_there_as_here(server, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("EDGEOPT_CACHE", str(tmp_path / "store"))
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--data", str(example.DATA), "--metric", "top1"]
+    assert call(["compile", str(example.MODEL), "--device", "raspberry-pi-4", *arguments, "-o", "out"]) == 0
+    capsys.readouterr()
+    (path,) = [manifest.parent for manifest in tmp_path.glob("out/**/manifest.json")]
+    assert call(["bench", str(path), "--runs", "5", "--json", "--on", server.address()]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["golden"]["model"]["model"]["passed"] is True
+    figures = []
+    for where in ("host", server.address()):
+        command = ["eval", str(path), "--against", str(example.MODEL), *arguments, "--on", where, "--json"]
+        assert call([*command, "--limit", "40"]) == 0
+        figures.append(json.loads(capsys.readouterr().out))
+    here, there = figures
+    for figure in ("original", "artifact", "drop", "agreement"):
+        assert there[figure]["value"] == pytest.approx(here[figure]["value"], abs=3)
+    assert there["artifact"]["artifact"] == here["artifact"]["artifact"] != ""
+
+    outputs = dict(np.load(path / "golden" / "outputs.npz"))
+    np.savez(path / "golden" / "outputs.npz", **{name: value + 100 for name, value in outputs.items()})
+    assert call(["bench", str(path), "--runs", "5", "--on", server.address()]) == 0
+    shown = capsys.readouterr()
+    assert "golden vectors FAIL there" in shown.out and "of its largest value" in shown.err
 
 
 def test_what_does_not_run_on_a_board(server, tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def test_latency_is_timed_on_the_board_and_compared_as_on_the_host(server, model
         took = board.footprint(model)
         assert took.peak > took.before > 1 << 20 and took.load > 0
         assert {"machine", "python"} <= set(board.conditions())
-        assert "throttled" in board.detail()
+        assert isinstance(board.detail(), dict)
 
 
 @pytest.mark.parametrize("victim", ["agent", "connection", "client"])
@@ -177,7 +177,7 @@ def test_bench_on_a_board(server, model, capsys) -> None:
     found = json.loads(capsys.readouterr().out)
     figure = found["parts"]["model"]["model"]
     assert figure["how"] == "measured" and figure["where"] == found["where"] != "host" and figure["n"] == 20
-    assert "note" not in figure["conditions"] and "throttled" in figure["detail"]
+    assert "note" not in figure["conditions"] and figure["detail"]["steady"] in (True, False)
     assert found["memory"]["model"]["value"] > found["memory"]["model"]["detail"]["before_load"] > 0
     assert call(arguments) == 0
     shown = capsys.readouterr().out
@@ -275,6 +275,8 @@ def test_two_agents_share_the_folder_and_the_last_one_deletes_it(server, model) 
         session = first.open(model)["model"]
         with server.board() as second:
             assert second.open(model)["model"].run(FEEDS)["logits"].shape == (2, 3)
+            assert any("another edgeopt" in note for note in second.notes)
+        assert not any("another edgeopt" in note for note in first.notes)
         assert server.left.is_dir()
         assert session.run(FEEDS)["logits"].shape == (2, 3)
 
