@@ -55,7 +55,9 @@ ROOT = os.environ.get("EDGEOPT_BOARD_ROOT", "")
 CLEANER = """
 import fcntl, os, shutil, sys, time
 folder, grace = sys.argv[1], float(sys.argv[2])
-time.sleep(grace)
+end = time.monotonic() + grace
+while time.monotonic() < end and os.path.exists(folder):
+    time.sleep(0.2)
 try:
     lock = os.open(os.path.join(folder, "lock"), os.O_RDWR)
     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -138,7 +138,7 @@ def test_a_file_goes_on_from_the_byte_that_arrived(server, tmp_path: Path, monke
         return answer
 
     monkeypatch.setattr(Link, "send", counted)
-    with server.board() as board:
+    with server.board(replace(loopback.QUICK, grace=30.0)) as board:
         assert board.open(tmp_path / "m.onnx")["model"].run({})["y"].shape == sizes
         assert board.losses == 1
     assert sent == sorted(set(sent)) and len(sent) == 13
