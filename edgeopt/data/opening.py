@@ -254,8 +254,8 @@ def _overlap(
         shared = len(evaluated.intersection(part.sample_digests)) if part is not None else 0
         if shared:
             notes.append(
-                f"warning: {shared} of the {len(evaluate)} evaluation samples {'is' if shared == 1 else 'are'} "
-                f"also in the {name} samples, "
+                f"warning: {shared} of the {len(evaluate)} evaluation samples "
+                f"{'is' if shared == 1 else 'are'} also in the {name} samples, "
                 "so the accuracy may look better than it is"
             )
     return notes
