@@ -32,7 +32,7 @@ EXACT = (
 )
 """The exact passes that any further pass may follow, in order."""
 
-STANDARD = (*EXACT, "merge-products", "simplify")
+STANDARD = (*EXACT, "merge-products", "merge-moves", "reduce-pools", "simplify")
 """The passes that ``optimize`` runs by default, in order."""
 
 LARGEST_PROTO = 2**31 - 1

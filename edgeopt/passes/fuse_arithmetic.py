@@ -94,6 +94,35 @@ def scale_weight(above: ir.Node, scaling: ir.Node) -> Result:
     return Replacement({scaling.outputs[0]: new}, list(reversed(replaced)))
 
 
+@rule("Mul|Div -> MatMul", name="factors of both operands")
+def one_factor(scaling: ir.Node, product: ir.Node) -> Result:
+    """(a·x)·(b·y) = (ab·x)·y for numbers a and b."""
+    one, other = product.inputs[:2]
+    second = None if other is None else other.producer()
+    if one is not scaling.outputs[0] or one is None or other is None or second is None or second is scaling:
+        return None
+    if sole_reader(one) is None or sole_reader(other) is None or second.op_type not in ("Mul", "Div"):
+        return None
+    left, right = _by_number(scaling), _by_number(second)
+    if left is None or right is None or right[0].dtype not in (ir.DataType.FLOAT, ir.DataType.DOUBLE):
+        return None
+    number = np.array(left[1] * right[1], right[0].dtype.numpy())
+    if not np.isfinite(number) or abs(number) < np.finfo(number.dtype).tiny:
+        return NoMatch("the product of the factors is zero, subnormal or not finite")
+    scaled = node("Mul", [left[0], initializer(f"{scaling.name}.factor", number)])
+    new = node("MatMul", [scaled.outputs[0], right[0]])
+    return Replacement({product.outputs[0]: new.outputs[0]}, [scaling, second, product])
+
+
+def _by_number(scaling: ir.Node) -> tuple[ir.Value, float] | None:
+    """What a Mul or Div scales by one number, and the factor."""
+    for value, other in operands(scaling) if scaling.op_type == "Mul" else operands(scaling)[:1]:
+        number = scalar(other)
+        if number and dims(value) is not None and dims(value) == dims(scaling.outputs[0]):
+            return value, number if scaling.op_type == "Mul" else 1 / number
+    return None
+
+
 def _scaled(value: ir.Value, factor: float, replaced: list[ir.Node], steps: int) -> ir.Value | None:
     """The value times the factor, made of copies of the nodes that make it; ``None`` where that is not."""
     maker = value.producer()
@@ -184,4 +213,4 @@ class FuseArithmetic(Fusion):
     """Fuse constant factors and terms that follow each other, or into weights further up."""
 
     name: ClassVar[str] = "fuse-arithmetic"
-    patterns = (merge_terms, merge_factors, divide, scale_weight)
+    patterns = (merge_terms, merge_factors, divide, scale_weight, one_factor)

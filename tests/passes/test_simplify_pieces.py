@@ -264,3 +264,85 @@ def test_optimize_merges_products_and_compile_does_not() -> None:
     nodes, weights = attention()
     result = optimize(made(nodes, [2, 5, 8], weights))
     assert [node.op_type for node in result.graph.node].count("Split") == 1
+
+
+def test_slices_that_share_their_first_cut() -> None:
+    nodes = [
+        N("Slice", ["x", "zero", "e", "one", "two"], ["a"]),
+        N("Slice", ["a", "zero", "e", "two", "two"], ["b"]),
+        N("Slice", ["a", "one", "e", "two", "two"], ["c"]),
+        N("Add", ["b", "c"], ["y"]),
+    ]
+    weights = {"zero": INT([0]), "one": INT([1]), "two": INT([2]), "e": INT([8])}
+    assert after(made(nodes, [2, 8, 8], weights), "simplify")[0] == ["Slice", "Slice", "Add"]
+
+
+def shuffle(
+    shape: list[int], order: list[int], back: list[int]
+) -> tuple[list[onnx.NodeProto], dict[str, Any]]:
+    nodes = [
+        N("Reshape", ["x", "s"], ["a"]),
+        N("Transpose", ["a"], ["b"], perm=order),
+        N("Reshape", ["b", "t"], ["y"]),
+    ]
+    return nodes, {"s": INT(shape), "t": INT(back)}
+
+
+@pytest.mark.parametrize(
+    ("given", "shape", "order", "back", "left"),
+    [
+        ([1, 6, 4, 5], [1, 2, 3, 4, 5], [0, 2, 1, 3, 4], [1, 6, 4, 5], ["Gather"]),
+        ([1, 12, 4, 5], [1, 3, 2, 2, 4, 5], [0, 1, 4, 2, 5, 3], [1, 3, 8, 10], ["DepthToSpace"]),
+        ([1, 12, 4, 5], [1, 2, 2, 3, 4, 5], [0, 3, 4, 1, 5, 2], [1, 3, 8, 10], ["DepthToSpace"]),
+        (
+            [1, 4, 4, 6],
+            [1, 2, 2, 2, 2, 6],
+            [0, 1, 3, 2, 4, 5],
+            [4, 4, 6],
+            ["Reshape", "Transpose", "Reshape"],
+        ),
+    ],
+)
+def test_moves_become_one_operator(
+    given: list[int], shape: list[int], order: list[int], back: list[int], left: list[str]
+) -> None:
+    nodes, weights = shuffle(shape, order, back)
+    assert after(made(nodes, given, weights), "merge-moves")[0] == left
+
+
+def test_halves_of_a_shuffle_are_slices() -> None:
+    nodes = [
+        N("Reshape", ["x", "s"], ["a"]),
+        N("Transpose", ["a"], ["b"], perm=[1, 0, 2]),
+        N("Reshape", ["b", "t"], ["c"]),
+        N("Gather", ["c", "zero"], ["d"], axis=0),
+        N("Gather", ["c", "one"], ["e"], axis=0),
+        N("Sub", ["d", "e"], ["y"]),
+    ]
+    weights = {"s": INT([3, 2, 20]), "t": INT([2, 1, 3, 4, 5]), "zero": INT(0), "one": INT(1)}
+    assert after(made(nodes, [1, 6, 4, 5], weights), "merge-moves")[0] == ["Slice", "Slice", "Sub"]
+
+
+@pytest.mark.parametrize("opset", [13, 18])
+@pytest.mark.parametrize(
+    "pool", [N("GlobalAveragePool", ["x"], ["a"]), N("AveragePool", ["x"], ["a"], kernel_shape=[4, 5])]
+)
+def test_a_flattened_pool_is_a_mean(pool: onnx.NodeProto, opset: int) -> None:
+    nodes = [pool, N("Flatten", ["a"], ["y"])]
+    assert after(made(nodes, ["n", 6, 4, 5], opset=opset), "reduce-pools")[0] == ["ReduceMean"]
+
+
+def test_a_pool_of_windows_stays() -> None:
+    nodes = [N("AveragePool", ["x"], ["a"], kernel_shape=[4, 4]), N("Flatten", ["a"], ["y"])]
+    assert after(made(nodes, [2, 6, 4, 5]), "reduce-pools")[0] == ["AveragePool", "Flatten"]
+
+
+def test_both_operands_scaled_need_one_factor() -> None:
+    nodes = [
+        N("Mul", ["x", "a"], ["b"]),
+        N("Transpose", ["x"], ["t"], perm=[0, 2, 1]),
+        N("Relu", ["t"], ["r"]),
+        N("Mul", ["r", "a"], ["c"]),
+        N("MatMul", ["b", "c"], ["y"]),
+    ]
+    assert after(made(nodes, [2, 3, 4], {"a": np.float32(0.5)}), "fuse-arithmetic")[0].count("Mul") == 1

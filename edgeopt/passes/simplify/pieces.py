@@ -16,9 +16,13 @@ Cuts = Mapping[int, tuple[int, int, int]]
 """Per axis where a slice starts, where it ends, and its step."""
 
 
-@rule("Slice -> Slice")
+@rule("Slice -> Slice", shared=True)
 def merge_slices(first: ir.Node, second: ir.Node) -> Result:
-    """Cuts along different axes are one cut."""
+    """Cuts along different axes are one cut; of several that share the first, each is one."""
+    if first.outputs[0].is_graph_output() or any(
+        use.node.op_type != "Slice" for use in first.outputs[0].uses()
+    ):
+        return NoMatch("what is cut first is read by others too")
     one, two = _cuts(first), _cuts(second)
     if one is None or two is None:
         return NoMatch("a start, end, axis or step is computed")
