@@ -145,7 +145,7 @@ class Schedule:
     """
 
     iterations: int
-    weights: float = 0.05
+    weights: float = 0.003
     biases: float = 0.05
     scales: float = 0.005
 

@@ -23,7 +23,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeopt import fidelity
-from edgeopt.errors import ModelError, RuntimeFailure
+from edgeopt.errors import ModelError, RuntimeFailure, UserError
 from edgeopt.graph.autograd import Segment, to_numpy
 from edgeopt.graph.autograd.operators import Tensor, require_torch
 from edgeopt.graph.autograd.running import read
@@ -62,7 +62,8 @@ class Reconstruct(Pass):
         iterations: At most so many iterations a block.
         batch: Samples of an iteration.
         samples: At most this many calibration samples are used.
-        weights: The learning rate of weights, in quantization steps; 0 leaves them.
+        rates: Learning rates of weights, in quantization steps; each is tried on every block, and the best
+            kept; 0 leaves weights as they are.
         biases: The learning rate of biases; 0 leaves them.
         scales: The learning rate of activations' scales, relative; 0 leaves them.
         layers: Products in a block at least, if a plain chain gives fewer.
@@ -76,10 +77,14 @@ class Reconstruct(Pass):
     iterations: int = 300
     batch: int = 8
     samples: int = 256
-    weights: float = 0.05
+    rates: tuple[float, ...] = (0.03, 0.003)
     biases: float = 0.05
     scales: float = 0.005
     layers: int = 1
+
+    def __post_init__(self) -> None:
+        if self.seconds <= 0 or self.iterations < 1 or self.batch < 1 or self.samples < 1 or not self.rates:
+            raise UserError("reconstruct needs time, iterations, samples and a rate, all above zero")
 
     @property
     def reads(self) -> frozenset[Facet]:
@@ -118,14 +123,14 @@ class Reconstruct(Pass):
                 order = _order(generator, count, len(trial.calls))
                 trainable = find_trainable(model.graph, block, taken, groups)
                 site = _site(block)
-                arrays: dict[str, np.ndarray] = {}
                 if trainable.weights and context.allow(self.name, site):
-                    schedule = Schedule(count, self.weights, self.biases, self.scales)
+                    schedules = [Schedule(count, rate, self.biases, self.scales) for rate in self.rates]
                     batches = trial.batches(block)
                     old = {name: _array(model, name) for name in trainable.names}
-                    arrays = train(model, block, trainable, batches, schedule, order)
-                    set_initializers(model, arrays)
-                    after = trial.fidelity()
+                    trained = [
+                        train(model, block, trainable, batches, schedule, order) for schedule in schedules
+                    ]
+                    after = _best(trial, trained)
                     if after > best:
                         change.rewrites.append(
                             Rewrite(self.name, site, tuple(original_names(block.layers[0])))
@@ -145,6 +150,16 @@ class Reconstruct(Pass):
             "samples": trial.batch * len(trial.calls),
         }
         return change
+
+
+def _best(trial: _Trial, candidates: Sequence[Mapping[str, np.ndarray]]) -> float:
+    """Puts the candidate in place that makes the model most faithful; returns the fidelity it gives."""
+    judged = []
+    for arrays in candidates:
+        set_initializers(trial.model, arrays)
+        judged.append(trial.fidelity())
+    set_initializers(trial.model, candidates[int(np.argmax(judged))])
+    return max(judged)
 
 
 @contextlib.contextmanager
@@ -223,7 +238,13 @@ def _iterations(
         traffic = sum(node.read_bytes + node.written_bytes for node in found) / BYTES_PER_SECOND
         seconds.append(PASSES * (batch * (arithmetic + traffic) + SECONDS_PER_NODE * len(block.nodes)))
     whole = max(sum(seconds), 1e-9)
-    each = int(np.clip(options.seconds / whole, LEAST_ITERATIONS, min(options.iterations, MOST_ITERATIONS)))
+    each = int(
+        np.clip(
+            options.seconds / (whole * len(options.rates)),
+            LEAST_ITERATIONS,
+            min(options.iterations, MOST_ITERATIONS),
+        )
+    )
     return [each] * len(blocks)
 
 

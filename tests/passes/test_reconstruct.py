@@ -14,7 +14,7 @@ from networks import Net, Rows
 from edgeopt import fidelity, passes
 from edgeopt.errors import UserError
 from edgeopt.graph.execute import Executor
-from edgeopt.graph.quantization import read
+from edgeopt.graph.quantization import read, spread
 from edgeopt.passes import Context, Facets
 from edgeopt.passes._blocks import find_blocks
 from edgeopt.passes.reconstruct import Reconstruct
@@ -114,8 +114,7 @@ def test_weights_lie_on_their_grids_and_zero_points_stay(torch: Any) -> None:
             old = original.graph.initializers[site.value].const_value.numpy()
             if not np.array_equal(array, old):
                 moved += 1
-                scale = chain[0].scale if chain[0].axis is None else chain[0].scale.reshape(-1, 1, 1, 1)
-                grid = array / scale
+                grid = array / spread(chain[0], array.shape)[0]
                 np.testing.assert_allclose(grid, np.round(grid), atol=1e-3)
     assert moved
 
@@ -136,7 +135,7 @@ def test_what_would_hurt_is_not_kept(torch: Any) -> None:
     original = residual_network()
     facets = Facets(calibration=rows(16), validation=rows(8, 1), teacher=original)
     model = quantized(original.clone(), facets)
-    wild = Reconstruct(iterations=20, weights=50.0, biases=50.0, scales=5.0)
+    wild = Reconstruct(iterations=20, rates=(50.0,), biases=50.0, scales=5.0)
     before = {name: value.const_value.numpy() for name, value in model.graph.initializers.items()}
     change = wild.apply(model, Context(facets))
     assert not change.rewrites and change.skipped
