@@ -636,18 +636,24 @@ class Agent:
             os._exit(0)
         for folder in list(self.folders.values()):
             shutil.rmtree(folder, ignore_errors=True)
-        nothing = os.open(os.devnull, os.O_RDWR)
-        for number in (0, 1, 2):
-            os.dup2(nothing, number)
-        os.closerange(3, 256)  # the lock among them
+        try:
+            if os.fork() == 0:
+                self._become_cleaner(store.folder)
+        except OSError:
+            store.remove()
+        os._exit(0)
+
+    def _become_cleaner(self, folder: str) -> None:
+        """Turns this process into a small one that is not a part of the connection."""
         try:
             os.setsid()
-        except OSError:
-            pass
-        try:
-            command = [sys.executable, "-S", "-E", "-c", CLEANER, store.folder, str(self.grace)]
+            nothing = os.open(os.devnull, os.O_RDWR)
+            for number in (0, 1, 2):
+                os.dup2(nothing, number)
+            os.closerange(3, 256)  # the lock among them
+            command = [sys.executable, "-S", "-E", "-c", CLEANER, folder, str(self.grace)]
             os.execve(sys.executable, command, self.environment)
-        except OSError:
+        finally:
             os._exit(1)
 
     # requests

@@ -12,6 +12,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 from typing import ClassVar
 from urllib.parse import urlsplit
@@ -73,7 +74,13 @@ class Ssh(Board):
 
     def _client(self) -> list[str]:
         if self._shared is None:
-            self._shared = tempfile.mkdtemp(prefix="edgeopt-")
+            # A socket's path is short by law, and macOS has long ones for temporary files.
+            short = "/tmp" if os.access("/tmp", os.W_OK) else tempfile.gettempdir()
+            for old in Path(short).glob("edgeopt-ssh-*"):  # left by a process that was killed
+                with contextlib.suppress(OSError):
+                    if old.stat().st_mtime < time.time() - 3600:
+                        old.rmdir()  # only where it is empty, and ours
+            self._shared = tempfile.mkdtemp(prefix="edgeopt-ssh-", dir=short)
         wait = max(1, int(self.patience.connect / 2))
         alive = max(1, int(self.patience.silence / 3))
         options = {

@@ -304,4 +304,6 @@ def test_a_dead_client_leaves_nothing(server, model) -> None:
 def test_patience_is_for_people() -> None:
     patience = Patience()
     assert patience.silence > 3 * patience.ping
-    assert Ssh("ssh://pi@Board:2222").command("true")[-2:] == ["Board", "true"]
+    board = Ssh("ssh://pi@Board:2222")
+    assert board.command("true")[-2:] == ["Board", "true"]
+    board.close()
