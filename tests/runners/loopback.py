@@ -144,16 +144,24 @@ def start(folder: Path) -> Server:
         Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen([found, "-D", "-e", "-f", str(folder / "sshd_config")], stderr=log)
+    server = Server(port, folder, home, process)
+    command = [*shlex.split(server.client), "-o", "BatchMode=yes", "-p", str(port), "127.0.0.1", "true"]
+    told = ""
     for _ in range(200):
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return Server(port, folder, home, process)
+                done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+                if done.returncode == 0:
+                    return server
+                told = done.stderr  # a locked account, a shell that is none
+                break
         if process.poll() is not None:
             break
         time.sleep(0.05)
     process.kill()
-    said = (folder / "log").read_text().strip().splitlines() or ["it said nothing"]
-    raise Unavailable(f"the OpenSSH server does not start: {said[-1]}")
+    process.wait()
+    said = (told or (folder / "log").read_text()).strip().splitlines() or ["it said nothing"]
+    raise Unavailable(f"nobody can log in to an OpenSSH server of ours here: {said[-1]}")
 
 
 def kill(number: int, kind: int = signal.SIGKILL) -> None:

@@ -307,3 +307,9 @@ def test_patience_is_for_people() -> None:
     board = Ssh("ssh://pi@Board:2222")
     assert board.command("true")[-2:] == ["Board", "true"]
     board.close()
+
+
+def test_without_a_server_these_tests_say_why_they_are_skipped(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(loopback.shutil, "which", lambda *_, **__: None)
+    with pytest.raises(loopback.Unavailable, match="apt install openssh-server"):
+        loopback.start(tmp_path / "a")
