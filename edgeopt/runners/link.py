@@ -101,6 +101,7 @@ class Link:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
+                env={**os.environ, "SSH_ASKPASS_REQUIRE": "never"},  # a jump host may ask too
                 start_new_session=True,  # Ctrl-C is for us, and the clean end needs the connection
             )
         except OSError as failure:

@@ -108,7 +108,7 @@ class Ssh(Board):
         target = f"{self._user}@{self._host}" if self._user else self._host
         login = " ".join(["ssh", *(["-p", str(self._port)] if self._port else []), target])
         for words, meaning, hint in _FATAL:
-            if words in lost.errors:
+            if words in lost.errors and lost.code in (255, None):  # the client's own words, not the board's
                 said = next((line for line in lost.errors.splitlines() if words in line), "")
                 names = {"host": self._host, "target": target, "login": login}
                 return UnreachableError(
