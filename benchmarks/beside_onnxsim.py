@@ -34,7 +34,7 @@ import onnxruntime
 
 from benchmarks.exactness import SIZES
 from edgeopt.graph import seeds
-from edgeopt.optimization import optimize
+from edgeopt.optimization import STANDARD, exact_passes, optimize
 
 TOOLS = ("onnxsim", "onnxslim", "edgeopt-off", "edgeopt")
 PEERS = ("onnxsim", "onnxslim")
@@ -284,6 +284,7 @@ def main() -> None:
         for tool in PEERS:
             if tool in arguments.tools:
                 importlib.import_module(tool)
+        exact_passes(STANDARD)  # imports them
         done = set()
         if arguments.rows.exists():
             lines = map(json.loads, arguments.rows.read_text().splitlines())

@@ -33,7 +33,7 @@ ROOMS: list[set[str]] = [
     {"job", "outcome", "stepping", "recording"},
     {"corridor"},
     {"writing", "judging"},
-    {"compilation"},
+    {"compilation", "bisecting"},
     {"search"},
     {"report"},
     {"cli"},

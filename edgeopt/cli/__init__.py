@@ -26,6 +26,8 @@ COMMANDS = {
     "bench": "Measure or predict latency and memory",
     "inspect": "Show a model's layers and what they cost",
     "diff": "Show where two models or artifacts differ",
+    "explain": "Show what each pass did, and why a rule did not fire",
+    "bisect": "Find the rewrite that changes what a model computes",
     "devices": "List, show and check device profiles",
     "passes": "List and show passes",
     "cache": "Show or clear the store of steps",

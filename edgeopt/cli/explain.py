@@ -1,0 +1,91 @@
+"""``edgeopt explain``: what every pass did, and every rule that did not fire, where and why."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from edgeopt.graph.change import Change
+
+FEW = 3
+"""How many sites are named where a reason holds at many."""
+
+
+@click.command()
+@click.argument("subject", metavar="ARTIFACT|MODEL")
+@click.option("--nodes", default="*", metavar="PATTERN", help="Only at nodes whose name matches.")
+@click.option("--all", "every", is_flag=True, help="Name every site.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def command(subject: str, nodes: str, every: bool, as_json: bool) -> None:
+    """Show what each pass did, and why the rules that might have fired did not.
+
+    Of an artifact, its ledger is read; on a model, the exact passes run, and nothing is written.
+    """
+    from edgeopt.cli.tables import write_json
+
+    found = [
+        (name, _at(change, nodes))
+        for name, change in (_of_artifact(Path(subject)) if Path(subject).is_dir() else _of_model(subject))
+    ]
+    if as_json:
+        write_json({"passes": [{"name": name, **change.to_json()} for name, change in found]})
+        return
+    for name, change in found:
+        click.echo(f"{name}: {change.summary}")
+        _print("did", _by_reason((item.rule, "", item.site) for item in change.rewrites), every)
+        _print("left", _by_reason((item.rule, item.reason, item.site) for item in change.skipped), every)
+        for note in change.notes:
+            click.echo(f"  note: {note}")
+
+
+def _of_artifact(folder: Path) -> list[tuple[str, Change]]:
+    from edgeopt.errors import ModelError
+    from edgeopt.graph.change import Change
+
+    try:
+        ledger = json.loads((folder / "ledger.json").read_text(encoding="utf-8"))
+        return [(step["pass"], Change.from_json(step["change"])) for step in ledger["steps"]]
+    except (OSError, ValueError, KeyError, TypeError) as failure:
+        raise ModelError(
+            f"{str(folder)!r} is no artifact with a ledger", hint="edgeopt explain MODEL.onnx"
+        ) from failure
+
+
+def _of_model(path: str) -> list[tuple[str, Change]]:
+    from edgeopt.load import load
+    from edgeopt.optimization import optimized
+
+    _, changes = optimized(load(path))
+    return [(item.name, change) for item, change in changes]
+
+
+def _at(change: Change, pattern: str) -> Change:
+    """The change at the nodes that match."""
+    change.rewrites = [
+        item
+        for item in change.rewrites
+        if any(fnmatchcase(name, pattern) for name in (item.site, *item.replaced))
+    ]
+    change.skipped = [item for item in change.skipped if fnmatchcase(item.site, pattern)]
+    return change
+
+
+def _by_reason(items: Any) -> dict[tuple[str, str], list[str]]:
+    grouped: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for rule, reason, site in items:
+        grouped[rule, reason].append(site)
+    return grouped
+
+
+def _print(verb: str, grouped: dict[tuple[str, str], list[str]], every: bool) -> None:
+    for (rule, reason), sites in grouped.items():
+        shown = sites if every else sites[:FEW]
+        more = f" and {len(sites) - len(shown)} more" if len(sites) > len(shown) else ""
+        click.echo(f"  {verb} {rule}{f': {reason}' if reason else ''}")
+        click.echo(f"      at {', '.join(shown)}{more}")
