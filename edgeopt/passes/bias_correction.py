@@ -4,7 +4,9 @@ Rounding weights and cutting ranges shifts the mean of a layer's outputs. Layer 
 each channel over calibration samples is compared with the float model's, and the difference is added to
 the bias, so later layers are corrected for what is left before them (empirical bias correction: Nagel et
 al., Data-Free Quantization Through Weight Equalization and Bias Correction, ICCV 2019, appendix D). The
-result is kept where it makes the model more faithful on the validation samples.
+result is kept where it makes the model more faithful on the validation samples. The float model is the
+model itself without its quantization; where that is not the original's any more, as behind ``reconstruct``,
+nothing is corrected.
 """
 
 from __future__ import annotations
@@ -25,6 +27,9 @@ from edgeopt.graph.placement import is_constant
 from edgeopt.graph.quantization import read, strip
 from edgeopt.passes._calibration import Calls
 from edgeopt.passes.base import Context, Facet, Keeps, Pass, Stage
+
+SAME = 50.0
+"""From this fidelity in dB on the float form computes what the original does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +88,9 @@ class BiasCorrection(Pass):
         calls = Calls.fitting(plain, data, self.samples).for_trials(plain)
         original = plain if context.teacher is None else context.teacher
         judging = None if not context.validation else Calls(context.validation, calls.batch, calls.limit)
+        if judging is not None and (twin := _worth(original, plain, judging)) < SAME:
+            reason = f"its float form is only {twin:.0f} dB from the original"
+            return Change(summary=f"left as it is: {reason}", skipped=skipped)
         before = None if judging is None else _worth(original, model, judging)
         tapped = {layer: nodes[layer.node].outputs[0].name or "" for layer in chosen}
         wanted = _means(plain, {tapped[layer]: layer.axis for layer in chosen}, calls)

@@ -7,7 +7,9 @@ faithful on the validation samples, else what was there before. All changes are 
 initializers: weights stay float, on their grids.
 
 The float model is the model itself with its quantizers passing values on, so inner values compare even
-where channels were rescaled before; the outputs of the original judge. How often each block is trained
+where channels were rescaled before; the outputs of the original judge. So this pass comes right behind the
+quantization: once biases were corrected or weights trained, that float form is not the original's any more,
+and the model is left as it is. How often each block is trained
 is fixed before the start from an estimate of its cost, so a run ends at the same place on every machine.
 """
 
@@ -51,6 +53,9 @@ PASSES = 3
 
 MOST_ITERATIONS = 400
 LEAST_ITERATIONS = 20
+
+SAME = 50.0
+"""From this fidelity in dB on the float form computes what the original does."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +115,11 @@ class Reconstruct(Pass):
             trial = _Trial.of(model, context, self)
         except ModelError as refusal:
             return Change(summary="left as it is", notes=[f"training is not possible: {refusal.message}"])
+        if (twin := trial.twin()) < SAME:
+            reason = (
+                f"its float form is only {twin:.0f} dB from the original"
+            )
+            return Change(summary=f"left as it is: {reason}")
         change = Change()
         before = best = trial.fidelity()
         with _one_thread(torch):
@@ -324,6 +334,15 @@ class _Trial:
             ({name: values[name] for name in block.inputs}, outputs)
             for values, outputs in zip(self.calls, self._next, strict=True)
         ]
+
+    def twin(self) -> float:
+        """Returns the fidelity of the model without quantization to the original, on one call."""
+        torch = require_torch()
+        result = fidelity.Fidelity()
+        with torch.no_grad():
+            got = Segment(self.model, quantized=False)(self.judging[0])
+        result.add(self.wanted[0], {name: to_numpy(tensor) for name, tensor in got.items()})
+        return fidelity.LIMIT if result.value is None else result.value
 
     def fidelity(self) -> float:
         """Runs the rest of the model, from the place reached, on the validation samples."""

@@ -17,6 +17,7 @@ from edgeopt.graph.execute import Executor
 from edgeopt.graph.quantization import read, spread
 from edgeopt.passes import Context, Facets
 from edgeopt.passes._blocks import find_blocks
+from edgeopt.passes.bias_correction import BiasCorrection
 from edgeopt.passes.reconstruct import Reconstruct
 
 
@@ -150,3 +151,14 @@ def test_without_data_or_quantization_nothing_happens(torch: Any) -> None:
     assert not change.rewrites and "no quantized" in change.summary
     with pytest.raises(UserError, match="no option"):
         Reconstruct.from_options({"epochs": 3})
+
+
+def test_a_model_whose_float_form_moved_is_left_as_it_is(torch: Any) -> None:
+    original = residual_network()
+    facets = Facets(calibration=rows(24), validation=rows(8, 1), teacher=original)
+    model = quantized(original.clone(), facets)
+    Reconstruct(iterations=20).apply(model, Context(facets))
+    for step in (Reconstruct(iterations=20), BiasCorrection()):
+        change = step.apply(model, Context(facets))
+        assert not change.rewrites
+        assert "from the original" in change.summary
