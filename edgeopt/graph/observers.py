@@ -228,10 +228,11 @@ def tapped(
 def activation_bytes(model: ir.Model, feeds: Feeds, names: Sequence[str] | None = None) -> int:
     """Estimates the bytes of values in one call, by default of all results of nodes.
 
-    Symbolic dimensions are bound by the feeds; an unknown one counts as the longest axis behind the
-    first two of any input.
+    Symbolic dimensions are bound by the feeds; an unknown one counts, as the first axis, as the longest
+    first axis of any input, and elsewhere as the longest axis behind the first two.
     """
     bound: dict[str, int] = {}
+    calls = max((array.shape[0] for array in feeds.values() if array.ndim), default=1)
     for value in model.graph.inputs:
         if value.shape is None or value.name not in feeds:
             continue
@@ -250,7 +251,8 @@ def activation_bytes(model: ir.Model, feeds: Feeds, names: Sequence[str] | None 
                 total += 4 * largest
                 continue
             size = 4
-            for dim in output.shape:
-                size *= dim if isinstance(dim, int) else bound.get(str(dim.value), unknown)
+            for index, dim in enumerate(output.shape):
+                other = unknown if index else calls
+                size *= dim if isinstance(dim, int) else bound.get(str(dim.value), other)
             total += size
     return total

@@ -50,6 +50,7 @@ class Placement:
         activations: Per site the value that sets its range (itself, or the one that it follows).
         rules: Per activation site how its range becomes parameters.
         constants: Per site of a constant how it is quantized.
+        operands: Values that are quantized for the products that read them alone; others keep the float.
         products: Nodes that run in integers, or at least with integer weights, by name.
         biases: (node name, input, weight, bias, weight axis) of products with an int32 bias.
         skipped: Why nodes that could have been quantized are not.
@@ -58,6 +59,7 @@ class Placement:
     activations: dict[Site, str] = field(default_factory=dict)
     rules: dict[Site, TensorRule] = field(default_factory=dict)
     constants: dict[Site, Constant] = field(default_factory=dict)
+    operands: set[str] = field(default_factory=set)
     products: list[str] = field(default_factory=list)
     biases: list[tuple[str, str, str, str, int | None]] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
@@ -311,6 +313,7 @@ class _Placer:
             elif value in self.asked:
                 where = site(value, self.asked[value])
                 result.activations[where], result.rules[where] = value.name or "", self.rules.activation
+                result.operands.add(value.name or "")
         for value, readers in self.weights.items():
             rule, axis = self.weight_rules[value]
             result.constants[site(value, readers)] = Constant(value.name or "", rule, axis)

@@ -16,6 +16,9 @@ from edgeopt.graph.quantization import Parameters, QuantParams, Site, write
 from edgeopt.passes.base import Samples
 from edgeopt.platform import QuantizationRules, TensorRule
 
+METHODS: tuple[Method, ...] = ("mse", "min-max")
+"""How ranges of activations can be chosen."""
+
 BATCH = 8
 """Samples per call of the calibration, where the model takes several and memory allows it."""
 
@@ -54,19 +57,14 @@ class Calls:
         return Calls(self.data, self.batch, min(self.limit, int(np.clip(BYTES_PER_TRIAL // size, 2, 64))))
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
-        if self.limit >= len(self.data):
-            return self.data.feeds(self.batch)
-        return _first_samples(self.data.feeds(self.batch), self.limit)
-
-
-def _first_samples(calls: Iterator[dict[str, np.ndarray]], limit: int) -> Iterator[dict[str, np.ndarray]]:
-    """Passes on calls until they hold so many samples, judged by their first axes."""
-    seen = 0
-    for feeds in calls:
-        if seen >= limit:
-            return
-        yield feeds
-        seen += max((array.shape[0] for array in feeds.values() if array.ndim), default=1)
+        seen = 0
+        for feeds in self.data.feeds(self.batch):
+            if seen >= self.limit:
+                return
+            yield feeds
+            # a call that was recorded as it is may hold more, and its first axis need not be samples
+            count = max((array.shape[0] for array in feeds.values() if array.ndim), default=1)
+            seen += min(count, self.batch)
 
 
 def worth(model: ir.Model, params: Parameters, calls: Calls) -> float:

@@ -20,15 +20,13 @@ from edgeopt.graph.change import Change, Rewrite
 from edgeopt.graph.names import name_nodes
 from edgeopt.graph.observers import Method
 from edgeopt.graph.quantization import Parameters, read, write
-from edgeopt.passes._calibration import Calls, calibrate, scales, worth
+from edgeopt.passes._calibration import METHODS, Calls, calibrate, scales, worth
 from edgeopt.passes._rules import kept, quantization_rules
 from edgeopt.passes.base import Context, Facet, Keeps, Pass, Stage
 
 Choice = Literal["auto", "min-max", "mse"]
 
 ALREADY = "the model comes with quantization of its own, which stays as it is"
-
-METHODS: tuple[Method, ...] = ("mse", "min-max")
 
 
 @dataclass(frozen=True)
