@@ -1,14 +1,17 @@
 """Choose a quantization scheme for the platform and the data, and see it through.
 
-With calibration data the scheme is static int8, after which the layers that int8 hurts most return to
-float where the model is not faithful enough. Without data, models made of matrix products get dynamic
-int8 where the runtime has it, others 8-bit weights.
+With calibration data the scheme is static int8. Before it the ranges of channels are made alike, which is
+exact; after it, where the model is not faithful, biases are corrected and blocks trained, and last the
+layers that int8 hurts most return to float where even that was not enough. Every step keeps only what
+gains on the validation samples. Without data, models made of matrix products get dynamic int8 where the
+runtime has it, others 8-bit weights.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import ClassVar, Literal, get_args
 
 import onnx_ir as ir
@@ -18,15 +21,26 @@ from edgeopt.graph.placement import is_constant
 from edgeopt.graph.quantization import FIRST_OPSET
 from edgeopt.passes._rules import kept
 from edgeopt.passes.base import Context, Entry, Facet, Keeps, Pass, Plan, Stage
+from edgeopt.passes.bias_correction import BiasCorrection
 from edgeopt.passes.dynamic_int8 import DynamicInt8
 from edgeopt.passes.equalize_channels import EqualizeChannels
 from edgeopt.passes.float16 import Float16
+from edgeopt.passes.reconstruct import Reconstruct
 from edgeopt.passes.restore_float import RestoreFloat
+from edgeopt.passes.smooth_activations import SmoothActivations
 from edgeopt.passes.static_int8 import Choice, StaticInt8
 from edgeopt.passes.weight_only import WeightOnly
 from edgeopt.platform import RuntimeVersion, load_runtime
 
 Scheme = Literal["auto", "static-int8", "dynamic-int8", "float16", "weight-only"]
+
+Effort = Literal["minimal", "default", "more"]
+
+FAITHFUL = 30.0
+"""dB on the validation samples from which on accuracy is not worth minutes of recovery."""
+
+SECONDS = 60.0
+"""CPU seconds that training may take, turned into numbers of iterations before it starts."""
 
 PRODUCTS = ("MatMul", "Gemm", "LSTM", "GRU", "RNN")
 
@@ -45,6 +59,8 @@ class Quantize(Plan):
         samples: At most this many calibration samples are used.
         equalize: Equalize the ranges of channels before static int8.
         fidelity: Below this many dB on the validation samples layers return to float; 0 never does.
+        effort: ``default`` trains the quantized model where static int8 leaves less than 30 dB on the
+            validation samples, ``more`` always, ``minimal`` never.
     """
 
     name: ClassVar[str] = "quantize"
@@ -60,10 +76,12 @@ class Quantize(Plan):
     samples: int = 256
     equalize: bool = True
     fidelity: float = 15.0
+    effort: Effort = "default"
 
     def __post_init__(self) -> None:
         _one_of("scheme", self.scheme, get_args(Scheme))
         _one_of("observer", self.observer, get_args(Choice))
+        _one_of("effort", self.effort, get_args(Effort))
         _one_of("activations", self.activations, ("", "symmetric", "asymmetric"))
         if self.bits not in (4, 8):
             raise UserError(f"weights are quantized to 4 or 8 bits, not {self.bits}")
@@ -76,21 +94,34 @@ class Quantize(Plan):
         return frozenset({"rules", "calibration", "validation"})
 
     def next(self, model: ir.Model, context: Context, ledger: Sequence[Entry]) -> Pass | None:
-        """Names the pass of the scheme, then the one that puts sensitive layers back to float."""
+        """Names the pass of the scheme with those that prepare it, then those that recover accuracy."""
         if not ledger:
             kept(model, self.keep_float)  # a pattern without a match is an error before any work
             first = self._first(model, context)
-            return (
-                EqualizeChannels(self.keep_float)
-                if isinstance(first, StaticInt8) and self.equalize
-                else first
-            )
+            if not isinstance(first, StaticInt8) or not self.equalize:
+                return first
+            return SmoothActivations(self.keep_float)
         last = ledger[-1].step
+        if isinstance(last, SmoothActivations):
+            return EqualizeChannels(self.keep_float)
         if isinstance(last, EqualizeChannels):
             return self._first(model, context)
-        if isinstance(last, StaticInt8) and self.fidelity > 0 and context.validation is not None:
-            return RestoreFloat(self.fidelity)
-        return None
+        if not isinstance(last, (StaticInt8, BiasCorrection, Reconstruct)) or context.validation is None:
+            return None
+        if isinstance(last, StaticInt8) and self._recovers(ledger[-1]):
+            return BiasCorrection()
+        if isinstance(last, BiasCorrection):
+            if find_spec("torch") is not None:
+                return Reconstruct(seconds=SECONDS)
+            context.log.info("torch is not installed, so weights are not trained; pip install torch")
+        return RestoreFloat(self.fidelity) if self.fidelity > 0 else None
+
+    def _recovers(self, entry: Entry) -> bool:
+        """Whether what static int8 has lost is worth the minutes of getting it back."""
+        if self.effort == "minimal" or not entry.change.rewrites:
+            return False
+        reached = max(entry.change.details.get("fidelity", {}).values(), default=0.0)
+        return self.effort == "more" or reached < FAITHFUL
 
     def _first(self, model: ir.Model, context: Context) -> Pass:
         scheme = self.chosen(model, context.rules, has_data=bool(context.calibration))

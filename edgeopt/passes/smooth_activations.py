@@ -29,7 +29,7 @@ from edgeopt.passes.base import Context, Facet, Keeps, Pass, Samples, Stage
 from edgeopt.platform import QuantizationRules
 
 SAMPLES = 256
-"""At most this many calibration samples set the ranges; a quarter as many judge."""
+"""At most this many calibration samples set the ranges; a quarter as many serve to judge."""
 
 FEWEST = 2
 """Models with fewer groups are left alone."""
@@ -135,12 +135,14 @@ class SmoothActivations(Pass):
         change.summary = f"{len(change.rewrites)} groups of products smoothed"
         if samples is None or len(samples) == 0:
             return change
-        judging = Calls(samples, calls.batch, SAMPLES // 4)
+        calls = Calls(calls.data, calls.batch, SAMPLES // 4)
+        judging = Calls(samples, calls.batch, calls.limit)
         keep = set(kept(model, self.keep_float))
         judged = {}
         for name, candidate in (("none", plain), ("smoothed", model)):
             placement, observers = calibrate(candidate, rules, calls, keep)
-            judged[name] = round(worth(candidate, scales(candidate, placement, observers, "mse"), judging), 2)
+            choices = (scales(candidate, placement, observers, method) for method in METHODS)
+            judged[name] = round(max(worth(candidate, params, judging) for params in choices), 2)
         change.details["fidelity"] = judged
         if judged["smoothed"] < judged["none"] + WORTH:
             change.summary = "products could be smoothed, but int8 is better without"
@@ -303,24 +305,19 @@ def _set(graph: ir.Graph, node: ir.Node, index: int, array: np.ndarray, names: N
         drop_initializer(graph, old)
 
 
-def _insert(model: ir.Model, group: Group, scale: np.ndarray, shift: np.ndarray | None, names: Names) -> None:
-    """Inserts x / s - z / s before the products."""
+def _insert(model: ir.Model, group: Group, scale: np.ndarray, names: Names) -> None:
+    """Inserts x / s before the products."""
     graph, value = model.graph, group.value
-    steps = [("Mul", 1 / scale)] + ([] if shift is None else [("Add", -shift / scale)])
-    source = value
-    for op, array in steps:
-        name = names.value(f"{value.name}_{'scale' if op == 'Mul' else 'shift'}")
-        constant = add_initializer(graph, name, ir.tensor(array.astype(np.float32), name=name))
-        node = ir.Node("", op, [source, constant], name=names.node(f"{value.name}_{op.lower()}"))
-        carry_names([group.products[0]], node)
-        result = node.outputs[0]
-        result.name = names.value(f"{value.name}_smoothed")
-        result.type, result.shape = value.type, value.shape
-        first = min(group.products, key=lambda item: _position(graph, item))
-        graph.insert_before(first, node)
-        source = result
-    for node in group.products:
-        node.replace_input_with(0, source)
+    name = names.value(f"{value.name}_scale")
+    constant = add_initializer(graph, name, ir.tensor((1 / scale).astype(np.float32), name=name))
+    node = ir.Node("", "Mul", [value, constant], name=names.node(f"{value.name}_mul"))
+    carry_names([group.products[0]], node)
+    result = node.outputs[0]
+    result.name = names.value(f"{value.name}_smoothed")
+    result.type, result.shape = value.type, value.shape
+    graph.insert_before(min(group.products, key=lambda item: _position(graph, item)), node)
+    for product in group.products:
+        product.replace_input_with(0, result)
 
 
 def _position(graph: ir.Graph, node: ir.Node) -> int:

@@ -59,7 +59,12 @@ def decibels(one: ir.Model, other: ir.Model, samples: Rows) -> float:
 def test_a_convolutional_network_is_quantized_throughout() -> None:
     model, samples = residual_net(), rows((3, 8, 8))
     quantized, ledger = quantize(model, samples)
-    assert [entry.step.name for entry in ledger] == ["equalize-channels", "static-int8", "restore-float"]
+    assert [entry.step.name for entry in ledger] == [
+        "smooth-activations",
+        "equalize-channels",
+        "static-int8",
+        "restore-float",
+    ]
     found = {where.value: where for where in read(quantized)}
     activations = [name for name in found if name.startswith("v")]
     # after each ReLU and each bare convolution, the sum, the pooling and the flattening; not the logits
