@@ -68,9 +68,11 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         text = text.replace("runtimes: {onnxruntime:", "runtimes: {acme:")
         (tmp_path / kind / "acme.yaml").write_text(text)
     monkeypatch.syspath_prepend(str(tmp_path))
-    platform.profile_names.cache_clear()
+    for remembered in (platform.profile_names, passes._installed):
+        remembered.cache_clear()
     yield
-    platform.profile_names.cache_clear()
+    for remembered in (platform.profile_names, passes._installed):
+        remembered.cache_clear()
     sys.modules.pop("acme_edgeopt", None)
     shutil.rmtree(info)
 

@@ -116,9 +116,7 @@ class Reconstruct(Pass):
         except ModelError as refusal:
             return Change(summary="left as it is", notes=[f"training is not possible: {refusal.message}"])
         if (twin := trial.twin()) < SAME:
-            reason = (
-                f"its float form is only {twin:.0f} dB from the original"
-            )
+            reason = f"its float form is only {twin:.0f} dB from the original"
             return Change(summary=f"left as it is: {reason}")
         change = Change()
         before = best = trial.fidelity()
