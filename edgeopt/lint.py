@@ -149,7 +149,8 @@ def _caches(cluster: Cluster, place: Location) -> Iterator[Raw]:
 def _memory(device: Device) -> Iterator[Raw]:
     fastest = max(cluster.clock for cluster in device.cpu.clusters)
     limit = COPY_PER_CYCLE * fastest
-    if not 0.05e9 <= device.memory.bandwidth <= limit:
+    measured = device.sources.get("memory.bandwidth", "").startswith("probed")
+    if not measured and not 0.05e9 <= device.memory.bandwidth <= limit:
         message = (
             f"a bandwidth of {device.memory.bandwidth / 1e9:g} GB/s is not plausible for a copy at "
             f"{fastest / 1e9:g} GHz"
