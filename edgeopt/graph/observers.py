@@ -97,8 +97,18 @@ class Observer:
                 self.counts[: BINS // 2] = joined
             self.width *= 2
 
-    def range(self, method: Method, dtype: ir.DataType, symmetric: bool = False) -> tuple[float, float]:
-        """Returns the range to represent: (low, high), zero included."""
+    def range(
+        self, method: Method, dtype: ir.DataType, symmetric: bool = False, slope: float = 1.0
+    ) -> tuple[float, float]:
+        """Returns the range to represent: (low, high), zero included.
+
+        Args:
+            method: How it is chosen.
+            dtype: The integer type.
+            symmetric: Whether it reaches equally far on both sides.
+            slope: What the only reader multiplies negative numbers by, as a leaky ReLU does: damage to
+                them counts as little.
+        """
         low, high = min(self.low, 0.0), max(self.high, 0.0)
         if not np.isfinite(low) or not np.isfinite(high):
             return 0.0, 0.0
@@ -106,16 +116,23 @@ class Observer:
             return low, high
         centers = self.origin + (np.arange(BINS) + 0.5) * self.width
         used = self.counts > 0
-        return _least_damage(centers[used], self.counts[used], low, high, dtype, symmetric)
+        return _least_damage(centers[used], self.counts[used], low, high, dtype, symmetric, slope)
 
 
 def _least_damage(
-    values: np.ndarray, counts: np.ndarray, low: float, high: float, dtype: ir.DataType, symmetric: bool
+    values: np.ndarray,
+    counts: np.ndarray,
+    low: float,
+    high: float,
+    dtype: ir.DataType,
+    symmetric: bool,
+    slope: float,
 ) -> tuple[float, float]:
     """Searches shrunken ranges for the least expected squared error, each end by itself."""
     first, last = integer_range(dtype)
     best, chosen = np.inf, (low, high)
-    fractions = np.linspace(1.0, 0.3, 36)
+    fractions = np.linspace(1.0, 0.3 if slope == 1.0 else 0.02, 36)
+    counts = np.where(values < 0, slope * slope, 1.0) * counts
 
     def damage(a: float, b: float) -> float:
         scale = (b - a) / (last - first)

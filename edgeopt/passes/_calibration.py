@@ -10,7 +10,14 @@ import onnx_ir as ir
 
 from edgeopt import fidelity
 from edgeopt.graph.execute import Executor
-from edgeopt.graph.observers import Method, Observer, activation_bytes, channel_scales, observe, parameters
+from edgeopt.graph.observers import (
+    Method,
+    Observer,
+    activation_bytes,
+    channel_scales,
+    observe,
+    parameters,
+)
 from edgeopt.graph.placement import Placement, place
 from edgeopt.graph.quantization import Parameters, QuantParams, Site, write
 from edgeopt.passes.base import Samples
@@ -107,9 +114,14 @@ def scales(
     """Turns observed ranges and constants into parameters for every site."""
     params: dict[Site, list[QuantParams]] = {}
     ranges: dict[str, QuantParams] = {}
+    before = _before_leaky(model, placement) if method == "mse" else {}
+    slopes = dict(before.values())
     for where, origin in placement.activations.items():
-        if origin not in ranges:
-            ranges[origin] = _activation(observers[origin], placement.rules[where], method)
+        if origin in before and before[origin][0] in ranges:
+            ranges[origin] = ranges[before[origin][0]]  # positive numbers are rounded once, not twice
+        elif origin not in ranges:
+            slope = slopes.get(origin, 1.0)
+            ranges[origin] = _activation(observers[origin], placement.rules[where], method, slope)
         params[where] = [ranges[origin]]
         ranges.setdefault(where.value, ranges[origin])
     smallest = _smallest_scales(model, placement, ranges)
@@ -128,12 +140,27 @@ def scales(
     return params
 
 
-def _activation(observer: Observer, rule: TensorRule, method: Method) -> QuantParams:
+def _before_leaky(model: ir.Model, placement: Placement) -> dict[str, tuple[str, float]]:
+    """Returns per quantized output of a leaky ReLU its input, if nobody else reads it, and its slope."""
+    found = {}
+    for node in model.graph:
+        value = node.inputs[0] if node.op_type == "LeakyRelu" else None
+        if value is None or len(value.uses()) > 1 or value.is_graph_output():
+            continue
+        one, other = (Site(item.name or "") for item in (value, node.outputs[0]))
+        if one in placement.activations and placement.rules.get(one) == placement.rules.get(other):
+            slope = node.attributes.get_float("alpha", 0.01) or 0.01
+            if 0 < slope < 1:
+                found[other.value] = (one.value, slope)
+    return found
+
+
+def _activation(observer: Observer, rule: TensorRule, method: Method, slope: float) -> QuantParams:
     dtype = _dtype(rule)
     if rule.scale is not None:
         zero = np.asarray(rule.zero_point, dtype.numpy()) if rule.zero_point else None
         return QuantParams(dtype, np.asarray(rule.scale, np.float32), zero)
-    low, high = observer.range(method, dtype, rule.symmetric)
+    low, high = observer.range(method, dtype, rule.symmetric, slope)
     return parameters(low, high, dtype, rule.symmetric)
 
 

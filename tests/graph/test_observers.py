@@ -78,3 +78,12 @@ def test_a_dead_channel_has_a_usable_scale() -> None:
     weight[1] = [1.27, -0.5, 0]
     np.testing.assert_allclose(channel_scales(weight, 0, INT8), [1.0, 0.01])
     np.testing.assert_allclose(channel_scales(weight, None, INT8), 0.01)
+
+
+def test_negative_numbers_before_a_leaky_relu_may_be_cut() -> None:
+    observer = Observer()
+    observer.see(np.random.default_rng(0).standard_normal(4096).astype(np.float32) * 3)
+    plain = observer.range("mse", ir.DataType.UINT8)
+    leaky = observer.range("mse", ir.DataType.UINT8, slope=0.1)
+    assert plain[0] < leaky[0] < 0
+    assert leaky[1] > 0.9 * plain[1]
