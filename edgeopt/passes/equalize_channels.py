@@ -88,7 +88,7 @@ class EqualizeChannels(Pass):
             UserError: A pattern of ``keep_float`` matches no node.
         """
         name_nodes(model)
-        change = Change(summary="no layers to equalize")
+        change = Change(summary="none")
         pairs: list[Pair] = []
         for node in model.graph:
             if node.op_type != "Conv" or node.domain not in ("", "ai.onnx"):

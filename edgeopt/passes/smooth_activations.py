@@ -90,7 +90,7 @@ class SmoothActivations(Pass):
         keep = set(kept(model, self.keep_float))
         groups = find_groups(model, rules, keep)
         if len(groups) < FEWEST:
-            return Change(summary="no products to smooth")
+            return Change(summary="none")
         calls = Calls.fitting(model, data, SAMPLES)
         seen = sample_rows(model, [group.value.name or "" for group in groups], calls)
         change = Change()
