@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Self
 
 import numpy as np
 import onnx_ir as ir
@@ -26,7 +27,25 @@ class TensorSpec:
     shape: tuple[int | str, ...]
 
 
-class Session(ABC):
+class Closing:
+    """What is closed at the end of a ``with`` block."""
+
+    def close(self) -> None:
+        """Frees what it holds."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class Session(Closing, ABC):
     """A running artifact, in the terms of the original model."""
 
     inputs: Sequence[TensorSpec]
@@ -39,21 +58,6 @@ class Session(ABC):
         Raises:
             RuntimeFailure: The runtime fails on these inputs.
         """
-
-    def close(self) -> None:
-        """Frees what the session holds."""
-        return
-
-    def __enter__(self) -> Session:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def signature(values: Sequence[ir.Value]) -> tuple[TensorSpec, ...]:

@@ -11,7 +11,6 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ import onnx_ir as ir
 import onnxruntime
 
 from edgeopt.errors import RuntimeFailure
+from edgeopt.session import Closing
 
 Feeds = Mapping[str, np.ndarray]
 """The inputs of one call, by name."""
@@ -27,7 +27,7 @@ IN_MEMORY = 2**30
 """Models above this many bytes of initializers go to onnxruntime by way of a file."""
 
 
-class Executor:
+class Executor(Closing):
     """A model loaded for running, on the host, with onnxruntime.
 
     Args:
@@ -74,17 +74,6 @@ class Executor:
             raise RuntimeFailure(f"onnxruntime cannot load the model: {first_line(failure)}") from failure
         self.inputs = [value.name for value in self._session.get_inputs()]
         self.outputs = [value.name for value in self._session.get_outputs()]
-
-    def __enter__(self) -> Executor:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Frees the session and its temporary files."""

@@ -33,6 +33,7 @@ class Adb(Board):
     """
 
     scheme: ClassVar[str] = "adb"
+    default_folder: ClassVar[str | None] = "/data/local/tmp/edgeopt-board"
     pythons: ClassVar[tuple[str, ...]] = (
         "python3",
         "/data/local/tmp/python/bin/python3",
@@ -46,7 +47,6 @@ class Adb(Board):
             raise UserError(
                 f"the address {address!r} names no device", hint="--on adb:SERIAL, as `adb devices` shows it"
             )
-        self._folder = self._folder or "/data/local/tmp/edgeopt-board"
 
     def command(self, remote: str) -> list[str]:
         """The client; -T keeps the stream free of a terminal's changes."""

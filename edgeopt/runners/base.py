@@ -6,12 +6,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal
 
 import numpy as np
 
-from edgeopt.session import Session
+from edgeopt.session import Closing, Session
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +30,7 @@ class Footprint:
     first: float
 
 
-class Runner(ABC):
+class Runner(Closing, ABC):
     """Opens models and artifacts somewhere, and measures them there.
 
     Args:
@@ -83,15 +82,3 @@ class Runner(ABC):
 
     def close(self) -> None:
         """Ends everything that runs on the other side and leaves nothing behind."""
-        return
-
-    def __enter__(self) -> Runner:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

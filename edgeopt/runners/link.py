@@ -1,6 +1,6 @@
 """One connection to an agent: a process whose stdin and stdout carry frames.
 
-A link is good until it is lost, and then it is thrown away; ``edgeopt.runners.board`` makes the next one.
+A link is good until it is lost, and then it is thrown away; ``edgeopt.runners.connection`` makes the next.
 Nothing here waits for ever: the agent answers pings while it computes, and a silence counts as a loss.
 """
 
@@ -70,7 +70,7 @@ class Lost(Exception):
 
 
 class Refused(EdgeoptError):
-    """The agent refused a request; ``edgeopt.runners.board`` says it in a user's words."""
+    """The agent refused a request; ``edgeopt.runners.refusals`` says it in a user's words."""
 
     def __init__(self, kind: str, message: str, details: Mapping[str, Any]) -> None:
         super().__init__(message)
