@@ -77,6 +77,17 @@ def test_the_agent_uses_nothing_that_python_3_6_lacks() -> None:
     assert len(too_new(later)) == 5
 
 
+def test_vermin_finds_nothing_in_the_agent_that_python_3_6_lacks(tmp_path: Path) -> None:
+    pytest.importorskip("vermin", reason="needs vermin, which ./dev test installs")
+    backports = ["--backport", "typing", "--backport", "importlib", "--eval-annotations"]
+    command = [sys.executable, "-c", "import vermin; vermin.main()", "--no-tips", "-t=3.6-", *backports]
+    done = subprocess.run([*command, str(SOURCE)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    (tmp_path / "late.py").write_text("import time\nprint(time.perf_counter_ns())\n")
+    late = subprocess.run([*command, str(tmp_path / "late.py")], capture_output=True, text=True)
+    assert late.returncode != 0 and "3.7" in late.stdout
+
+
 def test_python_3_6_itself_runs_the_agents_frames() -> None:
     python = shutil.which("python3.6")
     if python is None or subprocess.run([python, "-c", ""], capture_output=True).returncode:
