@@ -7,9 +7,13 @@ A node that replaces others keeps their names in ``metadata_props`` under one ke
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import onnx_ir as ir
+
+from edgeopt.graph.traversal import all_nodes
+
+__all__ = ["ORIGINAL_NAMES", "all_nodes", "carry_names", "name_nodes", "original_names", "site_of", "unique"]
 
 ORIGINAL_NAMES = "edgeopt.original_names"
 """The key in ``metadata_props``."""
@@ -42,17 +46,16 @@ def original_names(node: ir.Node) -> tuple[str, ...]:
     return tuple(json.loads(carried))
 
 
+def site_of(node: ir.Node) -> str:
+    """The last of a node's original names: what reports call the place of a rewrite."""
+    names = original_names(node)
+    return names[-1] if names else node.name or node.op_type
+
+
 def carry_names(replaced: Iterable[ir.Node], new: ir.Node) -> None:
     """Records on a new node the original names of all nodes that it replaces."""
     names = dict.fromkeys(name for node in replaced for name in original_names(node))
     new.metadata_props[ORIGINAL_NAMES] = json.dumps(list(names))
-
-
-def all_nodes(model: ir.Model) -> Iterator[ir.Node]:
-    """Walks the nodes of the main graph, then of the functions, each with its subgraphs, in order."""
-    yield from model.graph.all_nodes()
-    for function in model.functions.values():
-        yield from function.all_nodes()
 
 
 def unique(name: str, taken: set[str]) -> str:

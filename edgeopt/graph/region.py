@@ -11,34 +11,12 @@ import onnxruntime
 
 from edgeopt.errors import RuntimeFailure
 from edgeopt.graph.execute import first_line
+from edgeopt.graph.traversal import graphs_of, read_by
+
+__all__ = ["evaluate", "feeds_of", "graphs_of", "is_plain", "open_session", "ordered", "part", "read_by"]
 
 INLINE = 1024
 """Constants up to this many bytes become part of a cut-out model; larger ones are fed where they lie."""
-
-
-def read_by(node: ir.Node) -> list[ir.Value]:
-    """The values that a node reads, with those that its subgraphs capture from outside."""
-    values = [value for value in node.inputs if value is not None]
-    graphs = [graph for attribute in node.attributes.values() for graph in graphs_of(attribute)]
-    if graphs:
-        inner = {graph for start in graphs for graph in (start, *start.subgraphs())}
-        for start in graphs:
-            candidates = [value for child in start.all_nodes() for value in child.inputs if value is not None]
-            for value in [*candidates, *start.outputs]:
-                if value.graph not in inner and value not in values:
-                    values.append(value)
-    return values
-
-
-def graphs_of(attribute: ir.Attr) -> Sequence[ir.Graph]:
-    """The graphs that an attribute holds."""
-    if attribute.is_ref():
-        return ()
-    if attribute.type == ir.AttributeType.GRAPH:
-        return (attribute.as_graph(),)
-    if attribute.type == ir.AttributeType.GRAPHS:
-        return tuple(attribute.as_graphs())
-    return ()
 
 
 def ordered(wanted: Sequence[ir.Value], available: Sequence[ir.Node]) -> list[ir.Node]:

@@ -2,34 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 import onnx
 import onnx_ir as ir
 
-SMALL = 1024
-"""Initializers above this many bytes cannot matter for a shape and are not shown to the inference."""
+from edgeopt.graph.skeleton import SMALL, skeleton, type_of, without_weights
+from edgeopt.graph.traversal import subgraphs
 
+__all__ = ["dims", "infer_nodes", "infer_shapes", "merge", "static_dims", "unsettled", "without_weights"]
 
-def without_weights(model: ir.Model) -> onnx.ModelProto:
-    """Returns the model as a proto in which large initializers have become inputs of their shape.
-
-    ONNX's C++ tools take a serialized model and so cannot take one above 2 GB; what they are asked here
-    does not depend on the numbers. The model itself is not changed.
-    """
-    clone = model.clone()
-    for graph in clone.graphs():
-        for name, value in list(graph.initializers.items()):
-            tensor = value.const_value
-            if tensor is None:
-                continue
-            value.type = ir.TensorType(tensor.dtype)
-            value.shape = ir.Shape(tuple(tensor.shape.numpy()))
-            if graph is clone.graph and tensor.nbytes > SMALL:
-                del graph.initializers[name]
-                value.const_value = None
-                if not value.is_graph_input():
-                    graph.inputs.append(value)
-    proto: onnx.ModelProto = ir.to_proto(clone)
-    return proto
+_Known = dict[str, onnx.TypeProto]
 
 
 def infer_shapes(model: ir.Model) -> bool:
@@ -39,19 +22,41 @@ def infer_shapes(model: ir.Model) -> bool:
         Whether the inference ran; where the model has an operator unknown to it, shapes stay as they were.
     """
     try:
-        proto = onnx.shape_inference.infer_shapes(without_weights(model), data_prop=True)
+        proto = onnx.shape_inference.infer_shapes(skeleton(model), data_prop=True)
     except Exception:  # the C++ checker raises several classes; a model without shapes is still a model
         return False
-    inferred = ir.from_proto(proto)
-    for graph, twin in zip(model.graphs(), inferred.graphs(), strict=False):
-        known = ir.convenience.create_value_mapping(twin, include_subgraphs=False)
-        for value in _values(graph):
-            if (other := known.get(value.name or "")) is None:
-                continue
-            if value.type is None:
-                value.type = other.type
-            value.shape = merge(value.shape, other.shape)
+    _take_over(model.graph, proto.graph)
     return True
+
+
+def infer_nodes(nodes: Sequence[ir.Node], model: ir.Model) -> None:
+    """Fills in the types and shapes of what new nodes make, from those of what they read, in place.
+
+    Args:
+        nodes: Nodes that need not be part of a graph yet, makers before readers; their values have names.
+        model: The model whose opsets hold.
+    """
+    for node in nodes:
+        if all(value.type is not None and value.shape is not None for value in node.outputs if value.name):
+            continue
+        if node.domain not in ("", "ai.onnx") or subgraphs(node):
+            continue
+        for name, found in _inferred(node, model).items():
+            for value in node.outputs:
+                if value.name == name:
+                    _refine(value, found)
+
+
+def unsettled(values: Iterable[ir.Value], given: Iterable[ir.Value]) -> bool:
+    """Whether a shape may still become known better: a size is open that is no symbolic size of an input."""
+    own = {dim.value for value in given for dim in value.shape or () if not isinstance(dim, int)}
+    for value in values:
+        if value.shape is None:
+            return True
+        for dim in value.shape:
+            if not isinstance(dim, int) and (dim.value is None or dim.value not in own):
+                return True
+    return False
 
 
 def merge(known: ir.Shape | None, other: ir.Shape | None) -> ir.Shape | None:
@@ -87,5 +92,74 @@ def _merge_dim(one: int | ir.SymbolicDim, two: int | ir.SymbolicDim) -> int | ir
     return two if one.value is None else one
 
 
-def _values(graph: ir.Graph) -> list[ir.Value]:
-    return [*graph.inputs, *(output for node in graph for output in node.outputs if output.name)]
+def _take_over(graph: ir.Graph, proto: onnx.GraphProto) -> None:
+    """Reads what was inferred of a graph's values, and of those in its subgraphs."""
+    known: _Known = {item.name: item.type for item in (*proto.value_info, *proto.output)}
+    for node, twin in zip(graph, proto.node, strict=True):
+        for value in node.outputs:
+            if value.name and not _is_settled(value) and (found := known.get(value.name)) is not None:
+                _refine(value, found)
+        if inner := subgraphs(node):
+            attributes = {item.name: item for item in twin.attribute}
+            twins = [
+                part
+                for name in node.attributes
+                for part in (
+                    [attributes[name].g] if attributes[name].HasField("g") else attributes[name].graphs
+                )
+            ]
+            for part, its in zip(inner, twins, strict=True):
+                for value, described in zip(part.inputs, its.input, strict=False):
+                    _refine(value, described.type)
+                _take_over(part, its)
+
+
+def _is_settled(value: ir.Value) -> bool:
+    return value.type is not None and value.shape is not None and value.shape.is_static()
+
+
+def _refine(value: ir.Value, found: onnx.TypeProto) -> None:
+    """Adds what was inferred to what is known of a value."""
+    if not found.HasField("tensor_type"):
+        if found.WhichOneof("value") is not None:
+            if value.type is None:
+                value.type = ir.serde.deserialize_type_proto_for_type(found)
+            value.shape = merge(value.shape, ir.serde.deserialize_type_proto_for_shape(found))
+        return
+    tensor = found.tensor_type
+    if value.type is None and tensor.elem_type:
+        value.type = ir.TensorType(ir.DataType(tensor.elem_type))
+    if tensor.HasField("shape"):
+        sizes = [
+            dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None for dim in tensor.shape.dim
+        ]
+        value.shape = merge(value.shape, ir.Shape(sizes))
+
+
+def _inferred(node: ir.Node, model: ir.Model) -> _Known:
+    """What ONNX infers of one node's outputs; nothing where an input's type is unknown."""
+    version = model.opset_imports.get("", model.opset_imports.get("ai.onnx", 1))
+    types: dict[str, onnx.TypeProto] = {}
+    numbers: dict[str, onnx.TensorProto] = {}
+    for value in node.inputs:
+        if value is None:
+            continue
+        described = type_of(value)
+        if described is None or not value.name:
+            return {}
+        types[value.name] = described
+        tensor = value.const_value
+        if tensor is not None and tensor.nbytes <= SMALL:
+            numbers[value.name] = ir.serde.serialize_tensor(tensor)
+    try:
+        schema = onnx.defs.get_schema(node.op_type, version, "")
+        found: _Known = onnx.shape_inference.infer_node_outputs(
+            schema,
+            ir.serde.serialize_node(node),
+            types,
+            numbers,
+            opset_imports=[onnx.helper.make_opsetid("", version)],
+        )
+        return found
+    except Exception:  # an operator or operands that the inference does not know: the shape stays open
+        return {}

@@ -8,6 +8,7 @@ merged (``rules``, ``axes``, ``pieces``), and what is computed or stored twice o
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -39,7 +40,7 @@ class Simplify(Pass):
         """Edits the model in place."""
         count = sum(1 for _ in all_nodes(model))
         change = Change(notes=prepare(model))
-        original = model.clone()
+        original = None if context.verify == "off" else model.clone()
         change += cleanup.own_constants(model)
         whole = False
         every_rule = (*shape_rules.RULES, *rules.RULES, *axes.RULES, *pieces.RULES)
@@ -53,13 +54,19 @@ class Simplify(Pass):
             cleanup.remove_unused(model)
             if not step.rewrites and not local.rewrites:
                 break
-            shapes.infer_shapes(model)
-        if whole and context.verify != "off":
+            if shapes.unsettled(_computed(model), model.graph.inputs):
+                shapes.infer_shapes(model)
+        if whole and original is not None:
             _compare(model, original, change, context)
         change.skipped = list(dict.fromkeys(change.skipped))
         change.notes = list(dict.fromkeys(change.notes))
         change.summary = f"{count} -> {sum(1 for _ in all_nodes(model))} nodes"
         return change
+
+
+def _computed(model: ir.Model) -> Iterator[ir.Value]:
+    """Every value that a node makes."""
+    return (value for node in all_nodes(model) for value in node.outputs if value.name)
 
 
 def _compare(model: ir.Model, original: ir.Model, change: Change, context: Context) -> None:

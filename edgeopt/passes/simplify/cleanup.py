@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import LiftConstantsToInitializersPass, RemoveUnusedNodesPass
 
-from edgeopt.graph import names, region
+from edgeopt.graph import names, traversal
 from edgeopt.graph.change import Change, Rewrite
 from edgeopt.passes.base import Context
 from edgeopt.passes.simplify.folding import RANDOM
 
 
+_GLANCE = 64
+"""Bytes of a constant that are looked at first."""
+
+
 def own_constants(model: ir.Model) -> Change:
     """Turns Constant nodes into initializers, and inputs with a default value into plain initializers."""
     change = Change()
-    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    if any(node.op_type == "Constant" for node in names.all_nodes(model)):
+        LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     graph = model.graph
     overridable = [value for value in graph.inputs if value.name in graph.initializers]
     if overridable:
@@ -32,17 +36,23 @@ def own_constants(model: ir.Model) -> Change:
 
 def remove_unused(model: ir.Model) -> None:
     """Drops nodes, optional outputs and initializers that nothing reads, subgraphs included."""
-    RemoveUnusedNodesPass()(model)
-    for graph in list(model.graphs()):
+    inner = traversal.graphs(model)
+    if any(_has_unread(node) for graph in inner for node in graph):
+        RemoveUnusedNodesPass()(model)
+    for graph in inner:
         for name, value in list(graph.initializers.items()):
             if not value.uses() and not value.is_graph_output() and not value.is_graph_input():
                 del graph.initializers[name]
 
 
+def _has_unread(node: ir.Node) -> bool:
+    return any(value.name and not value.uses() and not value.is_graph_output() for value in node.outputs)
+
+
 def merge_equal(model: ir.Model, context: Context) -> Change:
     """Keeps one of several equal initializers and of several equal nodes of one graph, in place."""
     change = Change()
-    for graph in list(model.graphs()):
+    for graph in traversal.graphs(model):
         _merge_initializers(graph)
         _merge_nodes(graph, context, change)
     return change
@@ -60,35 +70,51 @@ def _merge_initializers(graph: ir.Graph) -> None:
     for candidates in alike.values():
         if len(candidates) < 2:
             continue
-        first: dict[bytes, ir.Value] = {}
+        first: dict[bytes, list[ir.Value]] = {}
         for value in candidates:
-            kept = first.setdefault(_digest(value), value)
-            if kept is not value:
+            some = first.setdefault(_glance(value), [])
+            kept = next((other for other in some if _equal(other, value)), None)
+            if kept is None:
+                some.append(value)
+            else:
                 value.replace_all_uses_with(kept)
                 del graph.initializers[value.name or ""]
 
 
-def _digest(value: ir.Value) -> bytes:
+def _bytes(value: ir.Value) -> np.ndarray:
     tensor = value.const_value
     assert tensor is not None
-    numbers = np.ascontiguousarray(tensor.numpy())
-    return hashlib.sha256(numbers.reshape(-1).view(np.uint8).data).digest()
+    return np.ascontiguousarray(tensor.numpy()).reshape(-1).view(np.uint8)
+
+
+def _glance(value: ir.Value) -> bytes:
+    """A few of a constant's bytes: where these differ, nothing else need be read."""
+    numbers = _bytes(value)
+    if numbers.size <= _GLANCE:
+        return numbers.tobytes()
+    return numbers[:_GLANCE].tobytes() + numbers[:: numbers.size // _GLANCE].tobytes()
+
+
+def _equal(one: ir.Value, two: ir.Value) -> bool:
+    left, right = _bytes(one), _bytes(two)
+    return left.size <= _GLANCE or np.array_equal(left, right)
 
 
 def _merge_nodes(graph: ir.Graph, context: Context, change: Change) -> None:
     rule = "equal nodes"
-    first: dict[tuple[object, ...], ir.Node] = {}
+    alike: dict[tuple[object, ...], list[ir.Node]] = {}
     for node in list(graph):
-        if node.op_type in RANDOM or any(region.graphs_of(item) for item in node.attributes.values()):
+        if node.op_type in RANDOM or node.op_type == "Dropout":
             continue
-        if node.op_type == "Dropout" or any(output.is_graph_output() for output in node.outputs):
+        if any(output.is_graph_output() for output in node.outputs) or traversal.subgraphs(node):
             continue
-        attributes = tuple(
-            sorted((key, ir.to_proto(item).SerializeToString()) for key, item in node.attributes.items())
-        )
-        key = (node.op_identifier(), tuple(node.inputs), attributes, _present(node))
-        kept = first.setdefault(key, node)
-        if kept is node or not context.allow(rule, names.original_names(node)[-1]):
+        key = (node.op_type, node.domain, node.overload, node.inputs, _present(node))
+        some = alike.setdefault(key, [])
+        kept = next((other for other in some if _same_attributes(other, node)), None)
+        if kept is None:
+            some.append(node)
+            continue
+        if not context.allow(rule, names.original_names(node)[-1]):
             continue
         for one, other in zip(node.outputs, kept.outputs, strict=True):
             one.replace_all_uses_with(other)
@@ -97,6 +123,14 @@ def _merge_nodes(graph: ir.Graph, context: Context, change: Change) -> None:
         kept.metadata_props[names.ORIGINAL_NAMES] = json.dumps(list(both))
         graph.remove(node, safe=True)
         change.rewrites.append(Rewrite(rule, replaced[-1], replaced, 0.0))
+
+
+def _same_attributes(one: ir.Node, two: ir.Node) -> bool:
+    return _attributes(one) == _attributes(two)
+
+
+def _attributes(node: ir.Node) -> list[tuple[str, bytes]]:
+    return sorted((key, ir.to_proto(item).SerializeToString()) for key, item in node.attributes.items())
 
 
 def _present(node: ir.Node) -> tuple[bool, ...]:

@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeopt.errors import RuntimeFailure
-from edgeopt.graph import region, shapes
+from edgeopt.graph import region, shapes, traversal
 from edgeopt.graph.change import Change, Rewrite, Skipped
 from edgeopt.graph.names import original_names, unique
 from edgeopt.graph.rewriting import tensor_of
@@ -40,14 +40,17 @@ _KEPT = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "Constan
 def fold(model: ir.Model, context: Context) -> Change:
     """Folds the constants of the main graph and of every subgraph, in place."""
     change = Change()
-    taken = {name for graph in model.graphs() for name in graph.initializers}
-    for graph in list(model.graphs()):
+    inner = traversal.graphs(model)
+    taken = {name for graph in inner for name in graph.initializers}
+    for graph in inner:
         _fold_graph(model, graph, context, change, taken)
     return change
 
 
 def _fold_graph(model: ir.Model, graph: ir.Graph, context: Context, change: Change, taken: set[str]) -> None:
     nodes = _foldable(graph)
+    if not nodes:
+        return
     allowance = max(SMALLEST_ALLOWANCE, int(_weights(model) * ALLOWANCE))
     taken_back: dict[ir.Node, None] = {}
     for part in sorted(_parts(nodes), key=lambda part: sum(_cost(part).values()) / len(part)):
@@ -86,7 +89,7 @@ def _foldable(graph: ir.Graph) -> dict[ir.Node, None]:
     for node in graph:
         if node.domain not in ("", "ai.onnx") or node.op_type in RANDOM | _KEPT:
             continue
-        if any(region.graphs_of(attribute) for attribute in node.attributes.values()):
+        if traversal.subgraphs(node):
             continue
         inputs = [value for value in node.inputs if value is not None]
         if not all(value in made or tensor_of(value) is not None for value in inputs):
@@ -157,7 +160,7 @@ def _node_bytes(node: ir.Node) -> int:
 def _weights(model: ir.Model) -> int:
     return sum(
         value.const_value.nbytes
-        for graph in model.graphs()
+        for graph in traversal.graphs(model)
         for value in graph.initializers.values()
         if value.const_value is not None
     )
