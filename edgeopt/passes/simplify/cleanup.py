@@ -13,7 +13,6 @@ from edgeopt.graph.change import Change, Rewrite
 from edgeopt.passes.base import Context
 from edgeopt.passes.simplify.folding import RANDOM
 
-
 _GLANCE = 64
 """Bytes of a constant that are looked at first."""
 
