@@ -128,12 +128,20 @@ def sentences(outcome: Outcome) -> list[str]:
             found.append(
                 f"  taken as 1 in the prediction: {', '.join(assumed)} (give data, or sizes with --shape)"
             )
-    judged = next(
-        (figure for name, figure in outcome.after.items() if name in outcome.before and figure.n), None
-    )
-    if judged is not None:
-        found.append(f"judged on {judged.n} evaluation samples, on this host; intervals are 95 %")
+    if judged := _judged_on(outcome):
+        found.append(judged)
     return [*found, *outcome.notes]
+
+
+def _judged_on(outcome: Outcome) -> str | None:
+    """On how many samples the metric was measured, or the fidelity where there is no metric."""
+    metrics = [figure for name, figure in outcome.after.items() if name in outcome.before and figure.n]
+    figure = metrics[0] if metrics else outcome.after.get("fidelity")
+    if figure is None or not figure.n:
+        return None
+    if figure.conditions.get("inputs") == "seeded":
+        return f"fidelity on {figure.n} seeded inputs, on this host: shown, not judged"
+    return f"judged on {figure.n} evaluation samples, on this host; intervals are 95 %"
 
 
 def slowdown(outcome: Outcome) -> float | None:

@@ -93,6 +93,18 @@ def test_without_data_it_compiles_and_says_what_data_would_buy(edgeopt: Edgeopt)
     assert any("data" in note for note in outcome["notes"])
     assert outcome["after"]["fidelity"]["conditions"]["inputs"] == "seeded"
     assert outcome["verdicts"] == []
+    again = edgeopt("compile", example.MODEL, *DEVICE, "-o", "out2")
+    assert "seeded inputs, on this host: shown, not judged" in again.out
+
+
+def test_judged_by_fidelity_alone_it_says_on_how_many_samples(edgeopt: Edgeopt) -> None:
+    Path("unlabelled").mkdir()
+    for name, count in (("calibration", 16), ("evaluation", 12)):
+        with np.load(example.DATA / f"{name}.npz") as held:
+            inputs = {key: held[key][:count] for key in held.files if held[key].ndim > 1}
+        np.savez(Path("unlabelled") / f"{name}.npz", **inputs)  # type: ignore[arg-type]
+    ran = edgeopt("compile", example.MODEL, *DEVICE, "--data", "unlabelled", "-o", "out")
+    assert "judged on 12 evaluation samples" in ran.out, ran.err
 
 
 @pytest.mark.parametrize("option", ["--max-drop=1pp", "--min-fidelity=20dB"])
