@@ -237,15 +237,16 @@ class _Search:
         return Assignment(choices, layouts, best_cost)
 
     def _start_forward(self) -> None:
-        """First choices, each step as its inputs come."""
+        """First choices, each step as its inputs come; what must be moved is moved to channels last."""
         self.choices = [None] * len(self.steps)
         for number in range(len(self.steps)):
             ins = sorted({name for name, _ in self.live[number]})
             ranked = []
             for rank, choice in enumerate(self._candidates(number)):
                 self.choices[number] = choice
-                ranked.append((sum(map(self._cost, ins)), rank, choice))
-            self.choices[number] = min(ranked, key=lambda item: item[:2])[2]
+                plain = sum(layout != channels_last(len(layout)) for layout in choice.outputs)
+                ranked.append((sum(map(self._cost, ins)), plain, rank, choice))
+            self.choices[number] = min(ranked, key=lambda item: item[:3])[3]
 
     def _start_backward(self) -> None:
         """First choices, each step as its readers would have it."""

@@ -14,6 +14,7 @@ from edgeopt.targets.tflite.steps import Constant, Step, constant, parameters
 
 PADDING = {"SAME": 0, "VALID": 1}
 ACTIVATION = {"": 0, "RELU": 1, "RELU_N1_TO_1": 2, "RELU6": 3}
+NOT_NEGATIVE = (ACTIVATION["RELU"], ACTIVATION["RELU6"])
 INTEGERS = {"int8", "int16", "int32", "int64", "uint8", "bool"}
 DTYPES = {"float32", *INTEGERS}
 
@@ -174,6 +175,14 @@ class Emitter:
         return self.op(
             "PADV2", [source, paddings, self.number(value, source, "pad_value")], [target], "PadV2Options"
         )
+
+    def never_negative(self, tensor: Tensor) -> bool:
+        """Whether the operation that makes a tensor ends in an activation that gives nothing below zero."""
+        for operation in reversed(self.program.operations):
+            if any(output is tensor for output in operation.outputs):
+                fused = operation.options.get("fusedActivationFunction", 0)
+                return operation.code in ("RELU", "RELU6", "LOGISTIC") or fused in NOT_NEGATIVE
+        return False
 
     def slice(self, source: Tensor, begin: list[int], target: Tensor) -> Tensor:
         """Writes a SLICE: ``target``'s sizes from ``begin`` on."""

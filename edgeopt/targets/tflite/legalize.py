@@ -22,12 +22,18 @@ Legalization = Callable[["Splice", ir.Node], bool]
 RULES: dict[str, list[Legalization]] = {}
 
 
-def legalizes(*op_types: str) -> Callable[[Legalization], Legalization]:
-    """Registers a legalization of one or several operators."""
+def legalizes(*op_types: str, first: bool = False) -> Callable[[Legalization], Legalization]:
+    """Registers a legalization of one or several operators.
+
+    Args:
+        op_types: The operators.
+        first: Try it before those registered so far.
+    """
 
     def register(function: Legalization) -> Legalization:
         for op_type in op_types:
-            RULES.setdefault(op_type, []).append(function)
+            rules = RULES.setdefault(op_type, [])
+            rules.insert(0 if first else len(rules), function)
         return function
 
     return register

@@ -11,7 +11,7 @@ from edgeopt.graph.layout import Assignment, Choice, Layout, assign, identity, p
 from edgeopt.targets.base import Adapter, Problem
 from edgeopt.targets.tflite.emitter import Emitter
 from edgeopt.targets.tflite.operators import OPERATORS
-from edgeopt.targets.tflite.program import Program, Tensor, Unsupported, join_reshapes
+from edgeopt.targets.tflite.program import Program, Tensor, Unsupported, drop_reduced_axes, join_reshapes
 from edgeopt.targets.tflite.steps import Plan, Step, constant, parameters, plan
 
 
@@ -119,6 +119,7 @@ def _emit(planned: Plan, found: Assignment) -> Lowered:
         emitter.program.outputs.append(tensor)
         adapters.append(_adapter(original, value, "output", tensor, layout))
     join_reshapes(emitter.program)
+    drop_reduced_axes(emitter.program)
     return Lowered(emitter.program, tuple(adapters), emitter.transposes)
 
 

@@ -104,3 +104,26 @@ def join_reshapes(program: Program) -> None:
                 dropped.add(id(before))
             maker[id(operation.outputs[0])] = operation
     program.operations = [item for item in program.operations if id(item) not in dropped]
+
+
+def drop_reduced_axes(program: Program) -> None:
+    """Lets a MEAN drop the axes that a RESHAPE behind it would, in place."""
+    readers: dict[int, int] = {id(tensor): 1 for tensor in program.outputs}
+    for operation in program.operations:
+        for tensor in operation.inputs:
+            if tensor is not None:
+                readers[id(tensor)] = readers.get(id(tensor), 0) + 1
+    means = {id(item.outputs[0]): item for item in program.operations if item.code == "MEAN"}
+    dropped: set[int] = set()
+    for operation in program.operations:
+        mean = means.get(id(operation.inputs[0])) if operation.code == "RESHAPE" else None
+        if mean is None or readers[id(mean.outputs[0])] != 1 or not mean.options["keepDims"]:
+            continue
+        source, axes = mean.inputs[0], mean.inputs[1]
+        if source is None or axes is None or axes.data is None:
+            continue
+        kept = tuple(size for axis, size in enumerate(source.shape) if axis not in axes.data)
+        if kept == operation.outputs[0].shape:
+            mean.outputs, mean.options = operation.outputs, {**mean.options, "keepDims": False}
+            dropped.add(id(operation))
+    program.operations = [item for item in program.operations if id(item) not in dropped]

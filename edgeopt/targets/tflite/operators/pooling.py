@@ -52,6 +52,8 @@ def max_pool(emitter: Emitter, step: Step) -> None:
         raise Unsupported(f"pooling is not computed in {source.dtype}")
     if step.integer and source.scale is not None and source.zero_point is not None:
         lowest = float((-128.0 - source.zero_point[0]) * source.scale[0])
+    if not step.integer and emitter.never_negative(source):
+        lowest = 0.0
     source, padding = padded_input(emitter, source, pads, sames, lowest)
     _pool(emitter, "MAX_POOL_2D", source, padding, kernel, strides)
 
