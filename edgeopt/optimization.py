@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from edgeopt import passes
 from edgeopt.errors import ModelError, UserError
+from edgeopt.graph import serialize
 from edgeopt.graph.change import Change
 from edgeopt.load import load
 from edgeopt.passes.base import Context, Pass, Verify
@@ -76,8 +77,7 @@ def optimize(
             "the optimized model is larger than one ONNX file can hold",
             hint="edgeopt optimize MODEL -o OUT.onnx, which writes the weights beside it",
         )
-    proto: onnx.ModelProto = ir.to_proto(result)
-    return proto
+    return serialize.to_proto(result)
 
 
 def exact_passes(names: Sequence[str], opset: int | None = None) -> list[Pass]:
@@ -107,7 +107,7 @@ def optimized(
     seed: int = 0,
     told: Callable[[Pass, Change], None] | None = None,
 ) -> tuple[ir.Model, list[tuple[Pass, Change]]]:
-    """Runs exact passes on a model, in place.
+    """Runs exact passes on a model, in place, and drops what its exporter noted on nodes and values.
 
     Args:
         model: The model; what is returned may be the same object.
@@ -121,7 +121,9 @@ def optimized(
         The model, and per pass what it did.
     """
     changes = []
-    for item in exact_passes(steps, opset):
+    made = exact_passes(steps, opset)
+    serialize.strip(model)
+    for item in made:
         context = Context(reads=item.reads, seed=seed, verify=verify)
         change = item.apply(model, context)
         changes.append((item, change))

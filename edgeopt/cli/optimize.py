@@ -119,16 +119,19 @@ def write(model: ir.Model, output: Path) -> list[Path]:
     """
     import onnx_ir as ir
 
-    from edgeopt.graph.proof import model_bytes
+    from edgeopt.graph.serialize import save, tensors
 
     model.metadata_props[WRITTEN_BY] = f"edgeopt {__version__}"
-    data = f"{output.name}.data" if model_bytes(model) > ONE_FILE else None
+    data = f"{output.name}.data" if sum(item.nbytes for item in tensors(model)) > ONE_FILE else None
     try:
         folder = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
     except OSError as failure:
         raise OutputError(f"cannot write to {str(output.parent)!r}: {failure.strerror}") from None
     try:
-        ir.save(model, folder / output.name, external_data=data)
+        if data is None and not any(isinstance(item, ir.ExternalTensor) for item in tensors(model)):
+            save(model, folder / output.name)
+        else:
+            ir.save(model, folder / output.name, external_data=data)
         names = [name for name in (data, output.name) if name is not None]
         for name in names:
             (folder / name).replace(output.parent / name)

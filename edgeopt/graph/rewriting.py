@@ -143,14 +143,14 @@ class _Walk:
         names = tuple(dict.fromkeys(name for item in replaced for name in original_names(item)))
         splice.make()
         remove_dead(replaced)
+        _take_over_names(built, replaced)
         self.change.rewrites.append(Rewrite(candidate.name, site, names, error))
         return True
 
     def _name(self, built: Sequence[ir.Node], replaced: Sequence[ir.Node]) -> None:
         """Names new nodes after what they replace, and makes the names of their values unique."""
         for item in built:
-            base = f"{replaced[-1].name}" if replaced[-1].op_type == item.op_type else None
-            item.name = self._unique(base or f"{replaced[-1].name}/{item.op_type}")
+            item.name = self._unique(f"{replaced[-1].name}/{item.op_type}")
             carry_names(replaced, item)
             for number, output in enumerate(item.outputs):
                 output.name = self._unique(output.name or f"{item.name}:{number}")
@@ -275,6 +275,14 @@ def _compare_whole(model: ir.Model, before: ir.Model, change: Change, context: S
         model.graph = before.graph
         change.notes.append(f"all rewrites were taken back: the whole model differs ({difference.reason})")
         change.rewrites.clear()
+
+
+def _take_over_names(built: Sequence[ir.Node], replaced: Sequence[ir.Node]) -> None:
+    """A new node is called as the last one of its type that it replaced, where that one is gone."""
+    free = {item.op_type: item.name for item in replaced if item.name and item.graph is None}
+    for item in built:
+        if name := free.pop(item.op_type, None):
+            item.name = name
 
 
 def _names(model: ir.Model) -> set[str]:

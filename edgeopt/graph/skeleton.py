@@ -22,11 +22,11 @@ def skeleton(model: ir.Model) -> onnx.ModelProto:
     graph.name = "skeleton"
     for value in model.graph.inputs:
         if not value.is_initializer():
-            _describe(graph.input.add(), value)
+            describe(graph.input.add(), value)
     for value in model.graph.initializers.values():
         tensor = value.const_value
         if tensor is None or tensor.nbytes > SMALL or value.is_graph_input():
-            _describe(graph.input.add(), value)
+            describe(graph.input.add(), value)
         else:
             copy = graph.initializer.add()
             ir.serde.serialize_tensor_into(copy, tensor)
@@ -35,9 +35,9 @@ def skeleton(model: ir.Model) -> onnx.ModelProto:
         ir.serde.serialize_node_into(graph.node.add(), node)
         for value in node.outputs:
             if value.type is not None and value.name and not value.is_graph_output():
-                _describe(graph.value_info.add(), value)
+                describe(graph.value_info.add(), value)
     for value in model.graph.outputs:
-        _describe(graph.output.add(), value)
+        describe(graph.output.add(), value)
     for function in model.functions.values():
         ir.serde.serialize_function_into(proto.functions.add(), function)
     return proto
@@ -70,12 +70,12 @@ def type_of(value: ir.Value) -> onnx.TypeProto | None:
     if value.type is None and value.const_value is None:
         return None
     proto = onnx.ValueInfoProto()
-    _describe(proto, value)
+    describe(proto, value)
     return proto.type
 
 
-def _describe(proto: onnx.ValueInfoProto, value: ir.Value) -> None:
-    """Writes name, type and shape; tensors directly, which is most of the time spent otherwise."""
+def describe(proto: onnx.ValueInfoProto, value: ir.Value) -> None:
+    """Writes a value's name, type and shape; of tensors directly, which takes a third of the general way."""
     tensor, kind = value.const_value, value.type
     if tensor is not None:
         proto.name = value.name or ""

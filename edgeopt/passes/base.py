@@ -19,16 +19,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar
 
 import numpy as np
 import onnx_ir as ir
-from pydantic import TypeAdapter, ValidationError
 
-from edgeopt.budget import Budget
 from edgeopt.errors import EdgeoptError, UserError, nearest
 from edgeopt.graph.change import Change
-from edgeopt.platform import RuntimeVersion
+
+if TYPE_CHECKING:
+    from edgeopt.budget import Budget
+    from edgeopt.platform import RuntimeVersion
 
 Stage = Literal["structure", "prune", "quantize", "schedule"]
 Keeps = Literal["exact", "approximate"]
@@ -208,6 +209,10 @@ class Options:
         for key in options:
             if key not in known:
                 raise UserError(f"the pass {cls.name} has no option {key!r}", nearest=nearest(key, known))
+        if not options:
+            return cls()
+        from pydantic import TypeAdapter, ValidationError
+
         try:
             return TypeAdapter(cls).validate_python(dict(options))
         except ValidationError as failure:
