@@ -29,6 +29,9 @@ from edgeopt.errors import OutputError
 BLOB_BYTES = 2**20
 """Tensors above this size become blobs of their own."""
 
+PARTS = ("entries", "blobs", "calls")
+"""What the store's folder holds of it; other rooms may keep folders of their own beside these."""
+
 
 class Store:
     """Steps and judgements on disk.
@@ -116,11 +119,12 @@ class Store:
 
     def size(self) -> int:
         """Returns the bytes that the store takes."""
-        return sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
+        found = (path for name in PARTS for path in (self.folder / name).rglob("*"))
+        return sum(path.stat().st_size for path in found if path.is_file())
 
     def clear(self) -> None:
         """Deletes every entry, blob and recorded call."""
-        for name in ("entries", "blobs", "calls"):
+        for name in PARTS:
             shutil.rmtree(self.folder / name, ignore_errors=True)
 
     def _entry(self, key: str) -> Path:

@@ -30,6 +30,7 @@ COMMANDS = {
     "bisect": "Find the rewrite that changes what a model computes",
     "devices": "List, show and check device profiles",
     "passes": "List and show passes",
+    "emulator": "Set up the emulator of ARM boards",
     "cache": "Show or clear the store of steps",
 }
 """Every command and its one line of help; the module of the same name holds the rest."""

@@ -1,7 +1,8 @@
 """The places where a model or artifact runs, found by the first word of ``--on``.
 
-``host``, ``ssh://user@board`` and ``adb:SERIAL`` are the classes ``Host``, ``Ssh`` and ``Adb`` of the modules
-of those names. Installed packages add theirs with the entry point group ``edgeopt.runners``.
+``host``, ``emulator``, ``ssh://user@board`` and ``adb:SERIAL`` are the classes ``Host``, ``Emulator``,
+``Ssh`` and ``Adb`` of the modules of those names. Installed packages add theirs with the entry point group
+``edgeopt.runners``.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from edgeopt.runners.base import Footprint, Runner
 
 __all__ = ["Footprint", "Runner", "find"]
 
-EXAMPLES = ("host", "ssh://user@board", "adb:SERIAL")
+EXAMPLES = ("host", "emulator", "ssh://user@board", "adb:SERIAL")
 
 
 def find(where: str) -> Runner:
