@@ -7,6 +7,7 @@ for what, and where it comes from, is said in ``edgeopt.intervals``.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -232,17 +233,28 @@ def _fitting(samples: DataSamples, batch: int) -> int:
 def _calls(
     original: Session | None, artifact: Session, samples: DataSamples, batch: int, tally: _Tally
 ) -> Iterator[None]:
-    """Runs both models call by call; one item per sample."""
+    """Runs both models call by call, the artifact's as many at once as it can; one item per sample."""
+    ahead: deque[tuple[Call, Callable[[], dict[str, np.ndarray]]]] = deque()
     for call in samples.calls(batch):
-        expected = original.run(call.feeds) if original is not None else None
-        actual = artifact.run(call.feeds)
-        for position, sample in enumerate(call.samples):
-            before = None if expected is None else _of_sample(expected, call, position)
-            after = _of_sample(actual, call, position)
-            if before is not None:
-                tally.fidelity.add(before, after)
-            tally.add(before, after, sample)
-            yield
+        ahead.append((call, artifact.submit(call.feeds)))
+        if len(ahead) >= artifact.width:
+            yield from _tallied(original, *ahead.popleft(), tally)
+    for waiting in ahead:
+        yield from _tallied(original, *waiting, tally)
+
+
+def _tallied(
+    original: Session | None, call: Call, answer: Callable[[], dict[str, np.ndarray]], tally: _Tally
+) -> Iterator[None]:
+    expected = original.run(call.feeds) if original is not None else None
+    actual = answer()
+    for position, sample in enumerate(call.samples):
+        before = None if expected is None else _of_sample(expected, call, position)
+        after = _of_sample(actual, call, position)
+        if before is not None:
+            tally.fidelity.add(before, after)
+        tally.add(before, after, sample)
+        yield
 
 
 def _of_sample(outputs: Mapping[str, np.ndarray], call: Call, position: int) -> dict[str, np.ndarray]:

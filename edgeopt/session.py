@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -51,6 +51,11 @@ class Session(Closing, ABC):
     inputs: Sequence[TensorSpec]
     outputs: Sequence[TensorSpec]
 
+    @property
+    def width(self) -> int:
+        """How many calls can be under way at once."""
+        return 1
+
     @abstractmethod
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Runs one call: an array for every input, by the original's names.
@@ -58,6 +63,13 @@ class Session(Closing, ABC):
         Raises:
             RuntimeFailure: The runtime fails on these inputs.
         """
+
+    def submit(self, feeds: Mapping[str, np.ndarray]) -> Callable[[], dict[str, np.ndarray]]:
+        """Begins a call, and returns what waits for its outputs; see ``run``.
+
+        A session that runs one call at a time runs it when waited for.
+        """
+        return lambda: self.run(feeds)
 
 
 def signature(values: Sequence[ir.Value]) -> tuple[TensorSpec, ...]:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from edgeopt.evaluate import Judgement
     from edgeopt.evidence import Evidence
     from edgeopt.runners import Runner
+    from edgeopt.session import Session
 
 
 @click.command()
@@ -38,8 +39,10 @@ if TYPE_CHECKING:
     "where",
     default="host",
     show_default=True,
-    help="Where MODEL runs: host, ssh://user@board, adb:SERIAL.",
+    help="Where MODEL runs: host, emulator, ssh://user@board, adb:SERIAL.",
 )
+@click.option("--device", "-d", help="For the emulator: the device; by default the artifact's own.")
+@click.option("--jobs", type=click.IntRange(min=1), help="For the emulator: processes; by default the cores.")
 @click.option("--seed", default=0, show_default=True, help="The seed of the bootstrap.")
 @click.option("--no-code", is_flag=True, help="Refuse data, metrics and harnesses that are code.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -67,6 +70,12 @@ def _judge(options: dict[str, Any], runner: Runner) -> int:
 
     code = not options["no_code"]
     spec, base = _spec(options)
+    emulates = runner.how == "emulated"
+    for name in ("device", "jobs"):
+        if options[name] and not emulates:
+            raise UserError(f"--{name} has an effect with --on emulator alone")
+    if emulates:
+        runner.take(options["model"], options["device"])  # type: ignore[attr-defined]
     sessions = runner.open(options["model"], threads=options["threads"])
     against = open_sessions(options["against"], threads=options["threads"]) if options["against"] else None
     metric = find(spec.metric, base=base, code=code) if spec.metric else None
@@ -88,6 +97,9 @@ def _judge(options: dict[str, Any], runner: Runner) -> int:
     )
     if data.evaluate is None:
         raise DataError("the data have no part to evaluate on", hint="evaluation.npz, or evaluate: in YAML")
+    if emulates and harness is None:
+        count = min(len(data.evaluate), options["limit"] or len(data.evaluate))
+        sessions = _spread(sessions, runner, options, count)
     found = judge(
         against,
         sessions,
@@ -95,7 +107,7 @@ def _judge(options: dict[str, Any], runner: Runner) -> int:
         metric,
         harness=harness,
         limit=options["limit"],
-        batch=options["batch"] or _batch(Path(options["model"])),
+        batch=options["batch"] or (1 if emulates else _batch(Path(options["model"]))),
         progress=Terminal().show_progress,
         where=runner.where,
         how=runner.how,
@@ -115,6 +127,26 @@ def _judge(options: dict[str, Any], runner: Runner) -> int:
     for note in notes:
         stderr.print(note, style="yellow" if note.startswith("warning") else "dim")
     return 0
+
+
+def _spread(
+    sessions: dict[str, Session], runner: Runner, options: dict[str, Any], samples: int
+) -> dict[str, Session]:
+    """Says how long an emulated evaluation takes, and spreads it over processes where that pays."""
+    from edgeopt.cli.display import console
+    from edgeopt.runners.emulator import spread
+
+    if len(sessions) != 1:
+        return sessions
+    name, session = next(iter(sessions.items()))
+    seconds = spread.seconds_per_call(session)
+    wanted = spread.processes(options["jobs"])
+    count = wanted if seconds is None or seconds * samples > 2 * spread.START else 1
+    if seconds is not None:
+        console(stderr=True).print(spread.said(samples, seconds, count), style="dim")
+    if count == 1:
+        return sessions
+    return {name: spread.Spread(runner, session, options["model"], count)}  # type: ignore[arg-type]
 
 
 def _batch(path: Path) -> int:
