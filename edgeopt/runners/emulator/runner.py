@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -17,10 +18,12 @@ from edgeopt.evidence import Evidence
 from edgeopt.platform import Device, load_device
 from edgeopt.runners.base import Footprint
 from edgeopt.runners.board import Board
+from edgeopt.runners.connection import Connection
 from edgeopt.runners.emulator import boards, counts, qemu
 from edgeopt.runners.emulator.place import SETUP, Arch, Place, check_host, find_place, native
 from edgeopt.runners.link import BOOT, Link, Lost, Patience
 from edgeopt.runners.remote import OnnxOnBoard, TfliteOnBoard
+from edgeopt.runners.shipping import parts_of
 from edgeopt.session import Session
 
 PATIENCE = Patience(connect=300.0, silence=600.0, answer=7200.0, ping=20.0, grace=0.0, attempts=2)
@@ -61,9 +64,11 @@ class Emulator(Board):
         super().__init__(word, patience)
         self.address = address
         self.place = place or find_place()
+        # Made when the board is first reached; the agent's own folder lies in it.
+        self._private = Path(tempfile.gettempdir()) / f"edgeopt-emulator-{os.getpid()}-{secrets.token_hex(4)}"
+        self.connection = _Process(self, self._start, str(self._private / "board"), patience)
         self._counting, self._caches = counting, caches
         self._board: tuple[Device, boards.Emulated] | None = None
-        self._private: Path | None = None
         self._marks = 0
         if name:
             self.choose(load_device(name))
@@ -125,7 +130,8 @@ class Emulator(Board):
         arch, core = self.core.arch, self.core
         root, site = self.place.root(arch), self.place.site(arch)
         python = root / "usr/bin" / f"python{(self.place.part(f'{arch}-system') or {})['python']}"
-        private = self._folder_for_files()
+        private = self._private
+        private.mkdir(mode=0o700, exist_ok=True)
         variables = {
             "PATH": "/usr/bin",
             "HOME": private,
@@ -159,14 +165,7 @@ class Emulator(Board):
 
     @property
     def _counts(self) -> Path:
-        return self._folder_for_files() / "counts.jsonl"
-
-    def _folder_for_files(self) -> Path:
-        """A folder of this run alone; the agent's files lie in it too."""
-        if self._private is None:
-            self._private = Path(tempfile.mkdtemp(prefix="edgeopt-emulator-"))
-            self._folder = str(self._private / "board")
-        return self._private
+        return self._private / "counts.jsonl"
 
     @property
     def counts_instructions(self) -> bool:
@@ -194,6 +193,13 @@ class Emulator(Board):
         """Opens a model or artifact on the board; see the base class."""
         if self._board is None:
             self.take(source, None)
+        if self.core.arch == "armv7":
+            for opened, _ in parts_of(Path(source), threads).values():
+                if opened.runtime != "tflite":
+                    raise RuntimeFailure(
+                        f"the emulator's 32-bit system runs TFLite artifacts alone",
+                        hint="--target tflite when compiling, or a 64-bit device",
+                    )
         return super().open(source, threads=threads)
 
     def count(self, session: Session, feeds: Mapping[str, np.ndarray], calls: int = CALLS) -> counts.Counts:
@@ -218,7 +224,7 @@ class Emulator(Board):
             link.request("count", arrays, session=number, calls=calls, first=first)
             return counts.read(self._counts, first, calls)
 
-        return self.attempt(work)
+        return self.connection.attempt(work)
 
     def evidence(self, found: counts.Counts, session: Session, conditions: Mapping[str, Any]) -> Evidence:
         """Counts as evidence: the total as its value, everything else in its detail."""
@@ -263,10 +269,7 @@ class Emulator(Board):
     @property
     def notes(self) -> list[str]:  # type: ignore[override]
         """What a reader of the figures should know."""
-        found = [
-            f"the artifact was compiled for version {made_for}, the emulator has {has}"
-            for made_for, has in sorted(self._other_versions)
-        ]
+        found = self._observed.notes
         if self._board is not None and self.core.differs:
             found.insert(0, f"the emulated {self.core.cpu} {', '.join(self.core.differs)}")
         return found
@@ -290,24 +293,18 @@ class Emulator(Board):
             )
         return None
 
-    def _given_up(self, lost: Lost) -> UnreachableError:
-        return self.explain(lost) or UnreachableError(
-            f"the emulated process ended: {lost.errors.splitlines()[-1] if lost.errors else lost.reason}"
-        )
-
-    def _missing(self, refused: Any) -> RuntimeFailure:
-        return RuntimeFailure(
-            f"the emulator's {self.core.arch} has no runtime for {refused.details['family']} models",
-            where=refused.message,
-            hint="32-bit ARM runs tflite alone" if self.core.arch == "armv7" else SETUP,
-        )
-
     def close(self) -> None:
         """Ends the process and deletes its files."""
         super().close()
-        if self._private is not None:
-            shutil.rmtree(self._private, ignore_errors=True)
-            self._private = self._folder = None
+        shutil.rmtree(self._private, ignore_errors=True)
+
+
+class _Process(Connection):
+    """A connection that is a process of this machine: what ends it is its own fault."""
+
+    def _given_up(self, lost: Lost) -> UnreachableError:
+        last = lost.errors.splitlines()[-1] if lost.errors else lost.reason
+        return self._client.explain(lost) or UnreachableError(f"the emulated process ended: {last}")
 
 
 def _libraries(root: Path) -> list[Path]:
