@@ -100,7 +100,8 @@ class Corridor:
         self.metric: metrics.Metric | None = None
         self.harness: Harness | None = None
         self.ledger: list[StepRecord] = []
-        self.notes: list[str] = []
+        uncovered = predict.coverage(job.platform)
+        self.notes: list[str] = [] if uncovered is None else [uncovered]
         self.precisions: dict[str, str] = {}
 
     # ---- load

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -11,12 +13,15 @@ from typing import Any
 from edgeopt import schema
 from edgeopt.cores import known_cores
 from edgeopt.errors import EdgeoptError, ProfileError, nearest
-from edgeopt.platform import Cluster, Device, load_runtime, profile_names
+from edgeopt.platform import Cluster, Device, load_device, load_runtime, profile_names
 
 Location = list[str | int]
 
 FIGURES = ("cores", "clock", "isa", "l1d", "l2", "l3")
 """What a cluster says that needs a source."""
+
+LOCAL = re.compile(r"(/|~|file:|[A-Za-z]:\\|https?://(localhost|127\.))")
+"""How a place begins that only one machine knows."""
 
 COPY_PER_CYCLE = 16.0
 """Bytes read plus written that a core can at most move in a cycle of its clock: a vector load and a
@@ -57,13 +62,38 @@ Raw = tuple[Location, str, list[str], str | None]
 
 
 def _findings(device: Device, path: Path, data: Any) -> Iterator[Raw]:
-    if device.name != path.stem:
-        yield ["name"], f"the profile {path.name} is named {device.name!r}", [], f"name: {path.stem}"
+    yield from _names(device, path)
     yield from _sources(device)
     yield from _clusters(device)
     yield from _memory(device)
     yield from _runtimes(device)
     yield from _emulation(device)
+
+
+def _names(device: Device, path: Path) -> Iterator[Raw]:
+    """The name is the file's and nobody else's, and one chip has the same cores in every profile."""
+    if device.name != path.stem:
+        yield ["name"], f"the profile {path.name} is named {device.name!r}", [], f"name: {path.stem}"
+    known = profile_names("devices")
+    other = known.get(device.name)
+    if other is not None and not other.samefile(path):
+        hint = "name it otherwise: figures name a device by nothing else"
+        yield ["name"], f"another profile is named {device.name!r} too", [], hint
+    ours = {cluster.core for cluster in device.cpu.clusters}
+    for name, (chip, theirs) in _chips().items():
+        if device.soc and chip == device.soc and theirs != ours:
+            message = f"the chip {device.soc} has {', '.join(sorted(theirs))} in the profile {name}"
+            yield ["cpu", "clusters"], message, [], None
+
+
+@cache
+def _chips() -> dict[str, tuple[str, frozenset[str]]]:
+    """The chip of every known device, and the kinds of its cores."""
+    devices = [load_device(name) for name in profile_names("devices")]
+    return {
+        device.name: (device.soc, frozenset(cluster.core for cluster in device.cpu.clusters))
+        for device in devices
+    }
 
 
 def _sources(device: Device) -> Iterator[Raw]:
@@ -97,9 +127,12 @@ def _sources(device: Device) -> Iterator[Raw]:
         yield from sourced(place, f"accelerators.{accelerator.name}", "accelerators")
     if device.emulate is not None:
         yield from sourced(["emulate"], "emulate")
-    for key in device.sources:
+    for key, source in device.sources.items():
         if key not in known:
             yield ["sources", key], f"the source {key!r} speaks of no figure", nearest(key, known), None
+        if LOCAL.match(source):
+            hint = "name a document that others can read"
+            yield ["sources", key], f"the source {key!r} is a path of one machine", [], hint
 
 
 def _clusters(device: Device) -> Iterator[Raw]:
@@ -128,6 +161,8 @@ def _clusters(device: Device) -> Iterator[Raw]:
                     nearest(extension, core.isa),
                     f"it has {', '.join(core.isa)}",
                 )
+        if core.arch == "aarch64" and "neon" not in cluster.isa:
+            yield [*place, "isa"], f"a {cluster.core} always has the extension 'neon'", [], None
         speeds.append(cluster.clock * core.macs["float32"])
         yield from _caches(cluster, place)
         if not 50e6 <= cluster.clock <= 6e9:
@@ -169,10 +204,27 @@ def _runtimes(device: Device) -> Iterator[Raw]:
             near = nearest(name, profile_names("runtimes"))
             yield place, f"there is no runtime profile {name!r}", near, None
             continue
+        runtime = _runtime(name)
         try:
-            load_runtime(name).at(version)
+            runtime.at(version)
         except (EdgeoptError, ValueError) as error:
             yield place, str(error).splitlines()[0], [], None
+        source = device.sources.get(f"runtimes.{name}", device.sources.get("runtimes", ""))
+        built = not runtime.architectures or device.cpu.arch in runtime.architectures
+        if not built and "built from source" not in source:
+            message = f"there is no official build of {name} for {device.cpu.arch}"
+            hint = (
+                f"it is built for {', '.join(runtime.architectures)}; say `built from source` in its source"
+            )
+            yield place, message, [], hint
+    for index, accelerator in enumerate(device.accelerators):
+        if accelerator.runtime is not None and accelerator.runtime not in device.runtimes:
+            where: Location = ["accelerators", index, "runtime"]
+            message = f"the device carries no runtime {accelerator.runtime!r} for its {accelerator.name}"
+            yield where, message, nearest(accelerator.runtime, device.runtimes), None
+
+
+_runtime = cache(load_runtime)
 
 
 def _emulation(device: Device) -> Iterator[Raw]:
@@ -184,6 +236,11 @@ def _emulation(device: Device) -> Iterator[Raw]:
         near = nearest(device.emulate.cpu, by_qemu)
         yield ["emulate", "cpu"], f"QEMU knows no core {device.emulate.cpu!r}", near, None
         return
+    if emulated.arch != device.cpu.arch and (emulated.arch, device.cpu.arch) != ("aarch64", "armv7"):
+        message = (
+            f"QEMU's {device.emulate.cpu} is an {emulated.arch} core, the profile says {device.cpu.arch}"
+        )
+        yield ["emulate", "cpu"], message, [], None
     real = set(device.cpu.clusters[0].isa)
     if more := sorted(set(emulated.isa) - real):
         yield (

@@ -280,12 +280,16 @@ class RuntimeVersion(schema.Schema):
 
 
 class Runtime(schema.Schema):
-    """Software as data: a runtime's version ranges, each with what it can do."""
+    """Software as data: a runtime's version ranges, each with what it can do.
+
+    ``architectures`` are those that it is built for officially, all where none is named.
+    """
 
     version: Literal[1] = Field(alias="schema")
     name: str
     target: str
     description: str = ""
+    architectures: list[Literal["aarch64", "armv7", "x86_64"]] = []
     ranges: list[RuntimeVersion] = Field(min_length=1)
     sources: dict[str, str]
 

@@ -1,11 +1,24 @@
 from pathlib import Path
 
+import numpy as np
+import onnx_ir as ir
 import pytest
 
+from edgeopt.artifact import open_artifact
+from edgeopt.cli import call
 from edgeopt.cores import known_cores
 from edgeopt.errors import ProfileError
 from edgeopt.lint import lint
 from edgeopt.platform import load_device, load_platform, load_runtime, profile_names
+from edgeopt.predict import coverage, predict
+
+TEXT = """
+<ir_version: 8, opset_import: ["" : 17]>
+net (float[1, 3, 16, 16] image, float[8, 3, 3, 3] w) => (float[1, 8, 14, 14] map) {
+  s = Conv (image, w)
+  map = Relu (s)
+}
+"""
 
 GOOD = """\
 schema: 1
@@ -37,6 +50,54 @@ def test_every_shipped_profile_is_complete_and_makes_a_platform(name: str) -> No
     assert lint(profile_names("devices")[name]) == []
     platform = load_platform(name)
     assert platform.rules.runs("Conv")
+
+
+def test_there_are_profiles_for_every_class_of_device() -> None:
+    devices = [load_device(name) for name in profile_names("devices")]
+    assert len(devices) >= 40
+    arm = [device for device in devices if device.cpu.arch != "x86_64"]
+    assert all(device.emulate is not None for device in arm)
+    assert all(device.emulate.differs for device in arm if device.emulate.cpu != device.cpu.clusters[0].core)
+    described = " ".join(device.description for device in devices)
+    assert all(f"a phone of {year}" in described for year in (2017, 2018, 2019, 2020, 2022, 2023, 2024))
+
+
+def test_every_device_is_shown_and_predicted_and_every_set_of_rules_compiles(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("EDGEOPT_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "net.onnx"
+    weights = ir.tensor(np.random.default_rng(0).standard_normal((8, 3, 3, 3), np.float32), name="w")
+    model = ir.from_onnx_text(TEXT)
+    value = model.graph.inputs.pop()
+    value.const_value = weights
+    model.graph.register_initializer(value)
+    ir.save(model, path)
+    compiled: set[tuple[str, str]] = set()
+    for name in profile_names("devices"):
+        platform = load_platform(name)
+        latency = predict(model, platform).latency
+        assert latency.interval is not None and latency.interval[0] < latency.value < latency.interval[1]
+        assert call(["devices", "show", name]) == 0
+        assert ("no published run" in capsys.readouterr().out) == (coverage(platform) is not None)
+        rules = (platform.runtime.target, platform.rules.digest)
+        if rules not in compiled:
+            compiled.add(rules)
+            assert call(["compile", str(path), "--device", name, "-o", str(tmp_path / name)]) == 0, name
+            assert open_artifact(tmp_path / name).manifest["device"] == name
+            capsys.readouterr()
+    assert len(compiled) >= 5
+
+
+def test_a_core_that_was_not_fitted_widens_the_interval() -> None:
+    model = ir.from_onnx_text(TEXT)
+    known, other = load_device("raspberry-pi-4"), load_device("jetson-xavier-nx")
+    assert coverage(load_platform(known)) is None
+    platform = load_platform(other, "onnxruntime")
+    assert "carmel" in (coverage(platform) or "")
+    near, far = predict(model, load_platform(known)).latency, predict(model, platform).latency
+    assert far.interval[1] / far.value > near.interval[1] / near.value
+    assert far.conditions["core"] == "carmel" and "core" not in near.conditions
 
 
 def test_the_devices_that_users_ask_for_are_there() -> None:
@@ -80,6 +141,19 @@ def test_a_good_profile_has_no_findings(tmp_path: Path) -> None:
         ("cores: 4", "cores: none", "cpu.clusters.1.cores", ":7:26"),
         ("ram: 2 GiB", "ram: 2", "has no unit", ":8:10"),
         ("name: board", "name: board\nbluetooth: 5", "unknown key 'bluetooth'", ":3:1"),
+        ("[neon]", "[fp16]", "a cortex-a55 always has the extension 'neon'", ":7:52"),
+        ("memory: estimated", "memory: /home/me/notes", "'memory' is a path of one machine", ":13:3"),
+        ("name: board", "name: board\nsoc: BCM2711", "has cortex-a72 in the profile raspberry-pi-4", ":6:3"),
+        ("cpu: cortex-a76,", "cpu: cortex-a15,", "QEMU's cortex-a15 is an armv7 core", ":10:11"),
+        ("name: board", "name: raspberry-pi-4", "another profile is named 'raspberry-pi-4' too", ":2:1"),
+        ("arch: aarch64", "arch: armv7", "no official build of onnxruntime for armv7", ":9:12"),
+        (
+            "runtimes: {",
+            "accelerators: [{name: G, kind: gpu, runtime: tensort, clock: 1 GHz, bandwidth: 9 GB/s, "
+            "macs_per_cycle: {float32: 1}}]\nruntimes: {",
+            "the device carries no runtime 'tensort' for its G",
+            ":9:37",
+        ),
     ],
 )
 def test_each_defect_is_found_at_its_place(

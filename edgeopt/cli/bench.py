@@ -169,6 +169,8 @@ def _predict(options: dict[str, Any]) -> dict[str, Any]:
     if any(list(found) != list(files["model"]) for found in files.values()):
         raise ModelError("the two have different parts and cannot be compared")
     body: dict[str, Any] = {"where": platform.device.name, "parts": {}, "memory": {}, "notes": []}
+    if (uncovered := predict.coverage(platform)) is not None:
+        body["notes"].append(uncovered)
     for part in files["model"]:
         entry = body["parts"].setdefault(part, {})
         for key, found in files.items():

@@ -56,7 +56,8 @@ def _first(clusters: str, width: int) -> str:
 def show(name: str, as_json: bool) -> None:
     """Show one profile: what is known of a device and where it comes from."""
     from edgeopt.cli.tables import write_json
-    from edgeopt.platform import load_device
+    from edgeopt.platform import load_device, load_platform
+    from edgeopt.predict import coverage
     from edgeopt.units import format_size
 
     device = load_device(name)
@@ -82,6 +83,8 @@ def show(name: str, as_json: bool) -> None:
     if device.emulate is not None:
         differs = "; ".join(device.emulate.differs)
         lines.append(("emulated as", device.emulate.cpu + (f", but {differs}" if differs else "")))
+    if (uncovered := coverage(load_platform(device))) is not None:
+        lines.append(("prediction", uncovered))
     for title, text in lines:
         click.echo(f"  {title:12} {text}")
     click.echo("sources")

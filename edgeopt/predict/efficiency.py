@@ -57,6 +57,8 @@ class Efficiency(schema.Schema):
         int8: The factor in int8 on a core without dot products.
         int8_dotprod: The factor in int8 on a core with dot products.
         spread: Per precision the interval of measured over predicted.
+        cores: The cores that runs were fitted to.
+        unfitted: The factor within which the share of any other core is known at 95 %.
         runtimes: Per runtime what differs.
         sources: The origin of each of these.
     """
@@ -72,6 +74,8 @@ class Efficiency(schema.Schema):
     int8: float
     int8_dotprod: float
     spread: dict[str, Spread]
+    cores: list[str]
+    unfitted: float
     runtimes: dict[str, RuntimeEfficiency] = {}
     sources: dict[str, str]
 

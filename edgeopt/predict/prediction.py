@@ -56,7 +56,7 @@ def predict(
     accelerator = platform.accelerator
     if accelerator is None:
         seconds = tuple(layer_seconds(node, machine, platform) * node.repeats for node in counted.nodes)
-        spread = _spread(counted, seconds, platform.runtime.name)
+        spread = _spread(counted, seconds, platform)
     else:
         engine = engine_precision(model)
         seconds = tuple(
@@ -75,6 +75,7 @@ def predict(
         conditions={
             "threads": machine.threads,
             **({"accelerator": accelerator.name} if accelerator is not None else {}),
+            **({"core": platform.device.cpu.clusters[0].core} if coverage(platform) is not None else {}),
             "statistic": "median",
             "shapes": {name: list(shape) for name, shape in (shapes or {}).items()},
             **({"assumed": dict(counted.assumed)} if counted.assumed else {}),
@@ -141,7 +142,22 @@ class RooflinePredictor:
         return predict(model, self.platform, self.threads, self.shapes).latency.value
 
 
-def _spread(counted: Cost, seconds: tuple[float, ...], runtime: str) -> Spread:
+def coverage(platform: Platform) -> str | None:
+    """A sentence where the device's fastest core is none that the prediction was fitted to.
+
+    Its arithmetic is known (``edgeopt.cores``), the share of it that kernels reach is that of all fitted
+    cores together, and the interval is wider by ``Efficiency.unfitted``.
+    """
+    table, core = load_efficiency(), platform.device.cpu.clusters[0].core
+    if platform.accelerator is not None or core in table.cores:
+        return None
+    return (
+        f"no published run on a {core} was fitted: its latency is predicted as if it used its units as the "
+        "fitted cores do, with a wider interval"
+    )
+
+
+def _spread(counted: Cost, seconds: tuple[float, ...], platform: Platform) -> Spread:
     """The interval of the precision in which the model spends most of its arithmetic's time."""
     table = load_efficiency()
     time: dict[str, float] = {}
@@ -150,5 +166,5 @@ def _spread(counted: Cost, seconds: tuple[float, ...], runtime: str) -> Spread:
             time[node.dtype] = time.get(node.dtype, 0.0) + taken
     precision = max(time, key=lambda name: time[name]) if time else "float32"
     spread = table.spread.get(precision, UNKNOWN_SPREAD)
-    uncertainty = table.runtimes.get(runtime, RuntimeEfficiency()).uncertainty
-    return spread.widened(uncertainty)
+    spread = spread.widened(table.runtimes.get(platform.runtime.name, RuntimeEfficiency()).uncertainty)
+    return spread if coverage(platform) is None else spread.widened(table.unfitted)
