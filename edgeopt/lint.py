@@ -211,7 +211,7 @@ def _runtimes(device: Device) -> Iterator[Raw]:
             yield place, str(error).splitlines()[0], [], None
         source = device.sources.get(f"runtimes.{name}", device.sources.get("runtimes", ""))
         built = not runtime.architectures or device.cpu.arch in runtime.architectures
-        if not built and "built from source" not in source:
+        if not built and "built from source" not in source and not source.startswith("probed"):
             message = f"there is no official build of {name} for {device.cpu.arch}"
             hint = (
                 f"it is built for {', '.join(runtime.architectures)}; say `built from source` in its source"

@@ -38,7 +38,7 @@ def board(
     found = {
         "machine": machine,
         "model": "Raspberry Pi 4 Model B Rev 1.4: the one",
-        "compatible": ["raspberrypi,4-model-b", "brcm,bcm2711"],
+        "compatible": ["acme,board", "acme,chip1"],
         "cpuinfo": "\n".join(blocks) + "\nHardware\t: BCM2835\nModel\t: Raspberry Pi 4 Model B Rev 1.4\n",
         "cpus": [
             {"cpu": number, "clock": clock, "caches": caches} for number, (_, _, clock) in enumerate(cores)
@@ -58,7 +58,7 @@ def written(tmp_path: Path, probed: dict[str, Any]) -> Device:
 
 
 def test_a_raspberry_pi_4(tmp_path: Path) -> None:
-    device = written(tmp_path, board(*[("0xd08", A72, 1_800_000_000)] * 4))
+    device = written(tmp_path, board(*[("0xd08", A72, 1_800_000_000)] * 4, compatible=["brcm,bcm2711"]))
     (cluster,) = device.cpu.clusters
     assert (cluster.core, cluster.cores, cluster.clock, cluster.isa) == ("cortex-a72", 4, 1.8e9, ["neon"])
     assert (cluster.l1d, cluster.l2, cluster.l3) == (32 << 10, 1 << 20, None)
