@@ -42,7 +42,9 @@ if TYPE_CHECKING:
 @click.option("--no-code", is_flag=True, help="Refuse data, metrics and harnesses that are code.")
 @click.option("--strict", is_flag=True, help="Inconclusive verdicts fail, with exit code 6.")
 @click.option("--force", is_flag=True, help="Overwrite an output folder that edgeopt did not write.")
-@click.option("--report", "reports", multiple=True, metavar="FORMAT=FILE", help="Write a report: json or md.")
+@click.option(
+    "--report", "reports", multiple=True, metavar="FORMAT=FILE", help="Write a report: html, json or md."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(**options: Any) -> int:
     """Turn MODEL into the best artifact for a device, and judge it.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from edgeopt import units
@@ -78,15 +78,18 @@ def ledger_rows(outcome: Outcome) -> list[Row]:
     return rows
 
 
-def figure_rows(outcome: Outcome) -> list[Row]:
-    """One row a quantity: before, after, budget and verdict."""
+def figure_rows(outcome: Outcome, names: Collection[str] | None = None) -> list[Row]:
+    """One row a quantity: before, after, budget and verdict.
+
+    With ``names`` only those quantities, and no budgets that have no figure.
+    """
     verdicts = {verdict.budget.quantity: verdict for verdict in outcome.verdicts}
     metric = [name for name in outcome.after if name in outcome.before and name not in SHOWN]
     rest = [name for name in outcome.after if name not in SHOWN and name not in metric]
     rows = []
     for name in [*SHOWN, *metric, *rest]:
         before, after = outcome.before.get(name), outcome.after.get(name)
-        if after is None:
+        if after is None or (names is not None and name not in names):
             continue
         verdict = verdicts.pop(name, None)
         star = "*" if after.how == "predicted" else ""
@@ -104,10 +107,11 @@ def figure_rows(outcome: Outcome) -> list[Row]:
                 verdict,
             )
         )
-    rows += [
-        Row((LABELS.get(name, name), "", "", "", limit(verdict), verdict.status), verdict)
-        for name, verdict in verdicts.items()
-    ]
+    if names is None:
+        rows += [
+            Row((LABELS.get(name, name), "", "", "", limit(verdict), verdict.status), verdict)
+            for name, verdict in verdicts.items()
+        ]
     return rows
 
 

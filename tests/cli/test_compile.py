@@ -168,6 +168,19 @@ def test_reports_are_written_and_do_not_change_the_exit_code(edgeopt: Edgeopt) -
     assert "| size |" in Path("r/out.md").read_text()
 
 
+def test_the_html_report_needs_no_network_and_keeps_kinds_of_evidence_apart(edgeopt: Edgeopt) -> None:
+    shutil.copy(example.MODEL, "a<b>.onnx")
+    ran = edgeopt("compile", "a<b>.onnx", *DEVICE, *DATA, "-o", "out", "--report", "html=out.html")
+    assert ran.code == 0, ran.err
+    page = Path("out.html").read_text()
+    assert "http" not in page
+    assert "<script" not in page
+    assert "a&lt;b&gt;" in page
+    measured, predicted = page.index("<h3>Measured"), page.index("<h3>Predicted")
+    assert measured < page.index("<td>size</td>") < predicted < page.index("<td>latency*</td>")
+    assert page.count("<svg") == 1  # the budget on the accuracy drop has an interval
+
+
 def test_the_same_from_python(tmp_path: Path) -> None:
     outcome = package.compile(
         onnx.load(example.MODEL),
