@@ -193,6 +193,7 @@ class QuantizationRules(schema.Schema):
             the operator computes in float (weight-only quantization), with the axis that has a scale
             of its own per channel, or ``None``.
         block_sizes: Block sizes of weight-only quantization, the preferred first.
+        block_kernels: Operators that compute on constants packed in blocks; others widen them.
     """
 
     activation: TensorRule
@@ -205,6 +206,7 @@ class QuantizationRules(schema.Schema):
     constants_stored: Literal["integer", "float"] = "integer"
     constants: dict[str, dict[int, int | None]] = {}
     block_sizes: list[int] = []
+    block_kernels: list[str] = []
 
 
 class Tolerance(schema.Schema):

@@ -28,10 +28,13 @@ ROWS_PER_CALL = 4096
 """Positions of one value that enter the moments per call, evenly spaced."""
 
 MOMENT_BYTES = 2**29
-"""Moments accumulated in one run of the data stay below this; more than that take several runs."""
+"""Moments that are held at a time stay below this."""
 
 DAMPING = 0.01
 """What is added to the diagonal of the moments, relative to its mean, as in the paper."""
+
+SEARCHED = 2**21
+"""Elements of a weight whose scales are searched at a time."""
 
 LAZY = 128
 """Rows whose errors are handed on together to all later rows."""
@@ -146,7 +149,7 @@ def rows_of(item: Product, array: np.ndarray, limit: int = ROWS_PER_CALL) -> np.
         flat = array.reshape(-1, array.shape[-1])
         rows: np.ndarray = flat[_even(len(flat), limit)][:, None, :]
         return rows
-    kernel = _shape(item)[2:]
+    kernel = shape_of(item)[2:]
     rank = len(kernel)
     attributes = item.node.attributes
     strides = attributes.get_ints("strides", None) or [1] * rank
@@ -183,36 +186,49 @@ def accumulate(
 ) -> dict[str, Moments]:
     """Streams the moments of what products multiply.
 
-    Products that read one value in one way share their moments. Moments beyond 512 MB are accumulated in
-    further runs over the samples.
+    Products that read one value in one way share their moments. See ``parted`` for what fits in memory.
 
     Args:
         model: The model of the products: float, or quantized as far as it is.
         products: Their nodes have unique names.
-        samples: The calls' inputs; iterated once per group of products.
+        samples: The calls' inputs.
         limit: Rows per call and product.
 
     Returns:
         Moments per node name.
     """
-    alike: dict[tuple[str, ...], list[Product]] = {}
+    by_source: dict[str, dict[tuple[str, ...], list[Product]]] = {}
     for item in products:
-        alike.setdefault(_reading(item), []).append(item)
+        by_source.setdefault(item.source.name or "", {}).setdefault(_reading(item), []).append(item)
     found: dict[str, Moments] = {}
-    for group in _groups(list(alike.values())):
-        by_source: dict[str, list[list[Product]]] = {}
-        for same in group:
-            by_source.setdefault(same[0].source.name or "", []).append(same)
-        for name, array in tapped(model, list(by_source), samples):
-            for same in by_source[name]:
-                rows = rows_of(same[0], np.asarray(array, np.float32), limit)
-                own = found.get(same[0].node.name or "")
-                if own is None:
-                    groups, size = rows.shape[1:]
-                    own = Moments(np.zeros((groups, size, size)), np.zeros((groups, size)))
-                    found.update(dict.fromkeys((item.node.name or "" for item in same), own))
-                own.see(rows)
+    for name, array in tapped(model, list(by_source), samples):
+        for same in by_source[name].values():
+            rows = rows_of(same[0], np.asarray(array, np.float32), limit)
+            own = found.get(same[0].node.name or "")
+            if own is None:
+                groups, size = rows.shape[1:]
+                own = Moments(np.zeros((groups, size, size)), np.zeros((groups, size)))
+                found.update(dict.fromkeys((item.node.name or "" for item in same), own))
+            own.see(rows)
     return found
+
+
+def parted(products: Sequence[Product]) -> list[list[Product]]:
+    """Parts products, in order, so that the moments of each part take at most 512 MB."""
+    parts: list[list[Product]] = [[]]
+    seen: set[tuple[str, ...]] = set()
+    total = 0
+    for item in products:
+        inputs = as_matrices(item, np.broadcast_to(np.int8(0), shape_of(item))).shape[1]
+        size = 0 if _reading(item) in seen else 8 * item.groups * inputs * inputs
+        if parts[-1] and total + size > MOMENT_BYTES:
+            parts.append([])
+            seen, total = set(), 0
+            size = 8 * item.groups * inputs * inputs
+        seen.add(_reading(item))
+        parts[-1].append(item)
+        total += size
+    return [part for part in parts if part]
 
 
 def _reading(item: Product) -> tuple[str, ...]:
@@ -221,26 +237,13 @@ def _reading(item: Product) -> tuple[str, ...]:
     if item.node.op_type != "Conv":
         return (name, "rows")
     windows = (str(item.node.attributes.get_ints(key, None)) for key in ("strides", "dilations", "pads"))
-    return (name, str(_shape(item)[2:]), str(item.groups), *windows)
+    return (name, str(shape_of(item)[2:]), str(item.groups), *windows)
 
 
-def _shape(item: Product) -> tuple[int, ...]:
+def shape_of(item: Product) -> tuple[int, ...]:
+    """The shape of a product's weight, as the node has it."""
     tensor = item.weight.const_value
     return () if tensor is None else tuple(tensor.shape.numpy())
-
-
-def _groups(alike: list[list[Product]]) -> list[list[list[Product]]]:
-    groups: list[list[list[Product]]] = [[]]
-    total = 0
-    for same in alike:
-        inputs = as_matrices(same[0], np.broadcast_to(np.int8(0), _shape(same[0]))).shape[1]
-        size = 8 * same[0].groups * inputs * inputs
-        if groups[-1] and total + size > MOMENT_BYTES:
-            groups.append([])
-            total = 0
-        groups[-1].append(same)
-        total += size
-    return groups
 
 
 def round_rows(
@@ -323,7 +326,8 @@ def search_scales(
 
     Args:
         weight: float [groups, K, N].
-        importance: What an error in a row costs, [groups, K]: the diagonal of the second moments, or ones.
+        importance: What an error costs, [groups, K] or [groups, K, N]: the diagonal of the second
+            moments, or ones.
         block: Rows that share a scale; 0 for all.
         low: The smallest integer.
         high: The largest.
@@ -335,13 +339,29 @@ def search_scales(
     groups, size, columns = weight.shape
     block = block or size
     count = -(-size // block)
+    costs = importance if importance.ndim == 3 else importance[:, :, None]
+    result = np.empty((groups, count, columns), np.float32)
+    width = max(1, SEARCHED // (groups * count * block))
+    for start in range(0, columns, width):  # in parts, so that a large weight takes little memory
+        part = slice(start, start + width)
+        own = costs if costs.shape[2] == 1 else costs[:, :, part]
+        blocks = _in_blocks(weight[:, :, part], count, block)
+        result[:, :, part] = _least_error(blocks, _in_blocks(own, count, block), low, high, steps)
+    return result
+
+
+def _in_blocks(array: np.ndarray, count: int, block: int) -> np.ndarray:
+    """Pads the rows with zeros and parts them: [groups, count, block, N]."""
+    groups, size, columns = array.shape
     padded = np.zeros((groups, count * block, columns), np.float32)
-    padded[:, :size] = weight
-    blocks = padded.reshape(groups, count, block, columns)
-    costs = np.zeros((groups, count * block, 1), np.float32)
-    mean = importance.mean(1, keepdims=True)
-    costs[:, :size, 0] = np.where(mean > 0, importance / np.where(mean > 0, mean, 1), 1) + 1e-3
-    costs = costs.reshape(groups, count, block, 1)
+    padded[:, :size] = array
+    return padded.reshape(groups, count, block, columns)
+
+
+def _least_error(blocks: np.ndarray, costs: np.ndarray, low: int, high: int, steps: int) -> np.ndarray:
+    """Tries shrunken ranges for each block [groups, count, block, N]."""
+    mean = costs.mean(2, keepdims=True)
+    costs = costs / np.where(mean > 0, mean, 1) + np.float32(1e-3)
     bound = np.maximum(blocks.max(2) / max(high, 1), -blocks.min(2) / -low if low else 0)
     bound = np.where(bound < np.finfo(np.float32).tiny, 1, bound).astype(np.float32)
     best = np.full(bound.shape, np.inf)

@@ -14,11 +14,11 @@ import onnx_ir as ir
 from edgeopt.graph.change import Change
 from edgeopt.graph.names import name_nodes
 from edgeopt.graph.placement import is_constant, site
-from edgeopt.graph.quantization import QuantParams, Site, read, write
+from edgeopt.graph.quantization import QuantParams, read, write
 from edgeopt.passes._rules import kept, quantization_rules
 from edgeopt.passes.base import Context, Facet, Keeps, Pass, Stage
 from edgeopt.passes.static_int8 import ALREADY
-from edgeopt.passes.weight_only import constants
+from edgeopt.passes.weight_only import layouts_of, parameters_of, wanted
 
 WITH_DATA = (
     "with calibration data products run in integers with ranges fixed in advance, which is faster (--data)"
@@ -59,9 +59,8 @@ class DynamicInt8(Pass):
         if context.calibration is None:
             change.notes.append(WITH_DATA)
         keep = set(kept(model, self.keep_float))
-        params: dict[Site, list[QuantParams]] = dict(
-            constants(model, rules, keep, context, self.name, change)
-        )
+        readers = wanted(model, rules, keep, context, self.name, change)
+        params = dict(parameters_of(readers, layouts_of(readers, [], 8), {}))
         changed = {rewrite.site for rewrite in change.rewrites}
         asked: dict[ir.Value, set[tuple[str, int]]] = {}
         for node in model.graph:
@@ -71,10 +70,10 @@ class DynamicInt8(Pass):
             if value is None or weight is None or is_constant(value) or not is_constant(weight):
                 continue
             asked.setdefault(value, set()).add((node.name or "", 0))
-        for value, readers in asked.items():
-            params[site(value, readers)] = [QuantParams(ir.DataType.UINT8, None)]
+        for value, reading in asked.items():
+            params[site(value, reading)] = [QuantParams(ir.DataType.UINT8, None)]
         write(model, params)
-        products = sum(len(readers) for readers in asked.values())
+        products = sum(len(reading) for reading in asked.values())
         change.summary = f"{products} products to int8, weights of {len(changed)} layers"
         change.details["products"] = products
         return change

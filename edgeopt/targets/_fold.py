@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,6 +20,9 @@ from edgeopt.graph.quantization import (
     write,
 )
 
+WIDENED = (ir.DataType.INT8, ir.DataType.INT4)
+"""Types of weights that Cast widens."""
+
 RECURRENT = ("GRU", "LSTM", "RNN")
 """Operators that compute in float whatever their weights are stored in."""
 
@@ -31,11 +35,16 @@ class Biases:
     notes: list[str] = field(default_factory=list)
 
 
-def fold_constants(model: ir.Model) -> int:
+def fold_constants(model: ir.Model, *, gathers_blocks: bool = False) -> int:
     """Puts integer initializers in the place of quantized float ones, in place.
 
     Every reader gets a DequantizeLinear of its own. A table that Gather reads is gathered as integers
     and dequantized afterwards, which computes the same.
+
+    Args:
+        model: The model.
+        gathers_blocks: The runtime has GatherBlockQuantized (domain com.microsoft), which gathers rows of
+            a table of 4-bit blocks.
 
     Returns:
         How many constants were folded.
@@ -52,7 +61,7 @@ def fold_constants(model: ir.Model) -> int:
     nodes = {node.name: node for node in model.graph.all_nodes()}
     for where, chain in constants.items():
         value = model.graph.initializers[where.value]
-        _fold_one(model, value, where, chain, nodes, names)
+        _fold_one(model, value, where, chain, nodes, names, gathers_blocks)
     return len(constants)
 
 
@@ -63,6 +72,7 @@ def _fold_one(
     params: QuantParams,
     nodes: dict[str | None, ir.Node],
     names: Names,
+    gathers_blocks: bool,
 ) -> None:
     graph = model.graph
     if where.readers is None:
@@ -77,6 +87,9 @@ def _fold_one(
         if _gathers(node, index, params) and node.graph is graph:
             node.replace_input_with(0, first.inputs[0])
             _dequantize_rows(graph, node, first, params, names)
+            continue
+        if gathers_blocks and _gathers_blocks(node, index, params) and node.graph is graph:
+            _gather_blocks(model, node, first, params)
             continue
         result = dequantized
         if spare is None:
@@ -138,6 +151,44 @@ def _dequantize_rows(
     graph.insert_after(node, after)
 
 
+def _gathers_blocks(node: ir.Node, index: int, params: QuantParams) -> bool:
+    """Whether a node gathers rows of a matrix whose columns are in blocks of a size that the kernel takes."""
+    table = node.inputs[0]
+    return (
+        node.op_type == "Gather"
+        and index == 0
+        and table is not None
+        and table.shape is not None
+        and len(table.shape) == 2
+        and node.attributes.get_int("axis", 0) == 0
+        and params.dtype == ir.DataType.INT4
+        and params.axis == 1
+        and params.block >= 16
+        and params.block & (params.block - 1) == 0
+        and params.zero_point is None
+    )
+
+
+def _gather_blocks(model: ir.Model, node: ir.Node, pattern: ir.Node, params: QuantParams) -> None:
+    """Puts GatherBlockQuantized, which gathers and dequantizes at once, in the place of a Gather."""
+    integers, scale = pattern.inputs[:2]
+    fused = ir.node(
+        "GatherBlockQuantized",
+        [integers, node.inputs[1], scale],
+        {"gather_axis": 0, "quantize_axis": 1, "block_size": params.block},
+        domain="com.microsoft",
+        name=node.name,
+    )
+    fused.metadata_props.update(node.metadata_props)
+    model.opset_imports.setdefault("com.microsoft", 1)
+    old, new = node.outputs[0], fused.outputs[0]
+    new.type, new.shape = old.type, old.shape
+    new.name, old.name = old.name, f"{old.name}_before"
+    model.graph.insert_before(node, fused)
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+    model.graph.remove(node, safe=True)
+
+
 def widen_at_load(model: ir.Model) -> int:
     """Lets a runtime dequantize weights once, at load, where their operator computes in float, in place.
 
@@ -151,39 +202,72 @@ def widen_at_load(model: ir.Model) -> int:
     names = Names(model)
     count = 0
     for node in list(graph):
-        if node.op_type != "DequantizeLinear" or "block_size" in node.attributes:
+        if node.op_type != "DequantizeLinear":
             continue
         integers, scale = node.inputs[0], node.inputs[1]
         zero = node.inputs[2] if len(node.inputs) > 2 else None
         result = node.outputs[0]
         if integers is None or scale is None or scale.const_value is None or integers.const_value is None:
             continue
-        if integers.dtype != ir.DataType.INT8 or not all(_in_float(use.node) for use in result.uses()):
+        if integers.dtype not in WIDENED or not all(_in_float(use.node) for use in result.uses()):
             continue
-        if zero is not None and (zero.const_value is None or np.any(zero.const_value.numpy())):
+        if zero is not None and (
+            zero.const_value is None or np.any(zero.const_value.numpy().astype(np.int8))
+        ):
             continue
-        factors = scale.const_value.numpy()
-        if factors.ndim == 1:
-            axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 1
-            rank = len(integers.const_value.shape)
-            factors = factors.reshape([-1 if index == axis % rank else 1 for index in range(rank)])
-        aligned = add_initializer(graph, names.value(f"{scale.name}_aligned"), ir.tensor(factors))
-        stem = node.name or ""
-        to = ir.AttrInt64("to", ir.DataType.FLOAT.value)
-        cast = ir.Node("", "Cast", [integers], [to], name=names.node(f"{stem}_cast"))
-        cast.outputs[0].name = names.value(f"{result.name}_unscaled")
-        product = ir.Node("", "Mul", [cast.outputs[0], aligned], name=names.node(f"{stem}_mul"))
-        for value in (cast.outputs[0], product.outputs[0]):
-            value.type, value.shape = ir.TensorType(ir.DataType.FLOAT), integers.shape
-        graph.insert_before(node, (cast, product))
-        result.replace_all_uses_with(product.outputs[0])
-        product.outputs[0].name = names.value(f"{result.name}_widened")
+        shape = integers.const_value.shape.numpy()
+        axis = (node.attributes.get_int("axis", 1) or 0) % max(len(shape), 1)
+        block = node.attributes.get_int("block_size", 0) or 0
+        if block and shape[axis] % block:
+            continue
+        nodes = _widening(graph, node, scale.const_value.numpy(), shape, axis, block, names)
+        graph.insert_before(node, nodes)
+        widened = nodes[-1].outputs[0]
+        result.replace_all_uses_with(widened)
+        widened.name = names.value(f"{result.name}_widened")
         graph.remove(node, safe=True)
         for constant in (scale, zero):
             if constant is not None:
                 drop_initializer(graph, constant)
         count += 1
     return count
+
+
+def _widening(
+    graph: ir.Graph,
+    node: ir.Node,
+    scale: np.ndarray,
+    shape: Sequence[int],
+    axis: int,
+    block: int,
+    names: Names,
+) -> list[ir.Node]:
+    """Makes the nodes that compute DequantizeLinear of a constant and that a runtime folds."""
+    stem, integers = node.name or "", node.inputs[0]
+    assert integers is not None
+    to = ir.AttrInt64("to", ir.DataType.FLOAT.value)
+    made = [ir.Node("", "Cast", [integers], [to], name=names.node(f"{stem}_cast"))]
+
+    def follow(operator: str, name: str, array: np.ndarray) -> None:
+        constant = add_initializer(graph, names.value(f"{stem}_{name}"), ir.tensor(array))
+        inputs = [made[-1].outputs[0], constant]
+        made.append(ir.Node("", operator, inputs, name=names.node(f"{stem}_{operator.lower()}")))
+
+    inner = tuple(shape)
+    if block:
+        inner = (*shape[:axis], shape[axis] // block, block, *shape[axis + 1 :])
+        follow("Reshape", "blocks", np.asarray(inner, np.int64))
+        scale = np.expand_dims(scale, axis + 1)
+    elif scale.ndim == 1:
+        scale = scale.reshape([-1 if index == axis else 1 for index in range(len(shape))])
+    follow("Mul", "factors", scale)
+    if block:
+        follow("Reshape", "shape", np.asarray(shape, np.int64))
+    for item, sizes in zip(made, (shape, inner, inner, shape) if block else (shape, shape), strict=True):
+        value = item.outputs[0]
+        value.name = names.value(f"{item.name}_output")
+        value.type, value.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(sizes)
+    return made
 
 
 def _in_float(node: ir.Node) -> bool:

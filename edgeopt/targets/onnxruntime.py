@@ -65,7 +65,8 @@ class Onnxruntime(Target):
         """
         refuse(self.check(model, platform), platform)
         prepared = model.clone()
-        weights = fold_constants(prepared)
+        gathers = platform.rules.runs("GatherBlockQuantized", "com.microsoft")
+        weights = fold_constants(prepared, gathers_blocks=gathers)
         dynamic = expand_dynamic(prepared)
         biases = fold_biases(prepared)
         widened = 0 if self.format == "ort" else widen_at_load(prepared)  # an .ort file would grow
