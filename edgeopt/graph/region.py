@@ -53,7 +53,8 @@ def part(
     nodes = ordered(wanted, available)
     made = {output for node in nodes for output in node.outputs}
     graph = onnx.GraphProto(name="part")
-    graph.node.extend(ir.to_proto(node) for node in nodes)
+    for node in nodes:
+        ir.serde.serialize_node_into(graph.node.add(), node)
     fed: dict[str, ir.TensorProtocol] = {}
     for value in dict.fromkeys(value for node in nodes for value in read_by(node)):
         if value in made:
@@ -65,7 +66,7 @@ def part(
             fed[name] = tensor
             graph.input.append(_info(name, tensor.dtype, len(tensor.shape)))
         else:
-            proto = ir.to_proto(tensor)
+            proto = ir.serde.serialize_tensor(tensor)
             proto.name = name
             graph.initializer.append(proto)
     graph.output.extend(onnx.ValueInfoProto(name=v.name or "") for v in dict.fromkeys(wanted) if v in made)

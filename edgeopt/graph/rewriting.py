@@ -23,7 +23,7 @@ from typing import Literal, Protocol
 import onnx_ir as ir
 
 from edgeopt.errors import RuntimeFailure
-from edgeopt.graph import proof, shapes
+from edgeopt.graph import proof, shape_values, shapes
 from edgeopt.graph.building import (
     another_reader,
     constant,
@@ -94,7 +94,7 @@ class _Walk:
         """Tries every rule at every node once; says whether one fired."""
         changed = False
         for graph in graphs(self.model):
-            for anchor in list(graph):
+            for anchor in [item for item in graph if item.op_type in rules]:
                 for candidate in rules.get(anchor.op_type, ()):
                     if anchor.graph is not graph:
                         break
@@ -128,6 +128,9 @@ class _Walk:
         self._name(built, replaced)
         for value in new.values.values():
             self._name_constant(value)
+        for old, made in new.values.items():
+            if made.shape is None and old.type is not None and shapes.static_dims(old) is not None:
+                made.shape, made.type = old.shape, old.type  # nothing more can be inferred
         shapes.infer_nodes(built, self.model)
         error: float | None = None
         splice = Splice(anchor, new, built)
@@ -197,7 +200,9 @@ class _Walk:
         self.change.notes.append(f"the rewrite {candidate.name!r} at {site!r} was left out, {why}{kept}")
 
 
-def rewrite(model: ir.Model, rules: Sequence[Rule], context: Surroundings) -> Change:
+def rewrite(
+    model: ir.Model, rules: Sequence[Rule], context: Surroundings, *, prepared: bool = False
+) -> Change:
     """Applies rules until none fires, proving every rewrite.
 
     Functions of the model are inlined first, so that shapes are known in them too. Where ``verify`` is
@@ -207,6 +212,7 @@ def rewrite(model: ir.Model, rules: Sequence[Rule], context: Surroundings) -> Ch
         model: The model, edited in place.
         rules: Tried in this order at every node.
         context: Whom to ask, and how to prove.
+        prepared: ``prepare`` was called, and every node made since has a name and what is known of its shape.
 
     Returns:
         Every rewrite made, and every place where a rule might have fired, with the reason.
@@ -214,13 +220,14 @@ def rewrite(model: ir.Model, rules: Sequence[Rule], context: Surroundings) -> Ch
     anchored = by_operator(rules)
     if not model.functions and not any(item.op_type in anchored for item in all_nodes(model)):
         return Change()
-    notes = prepare(model)
+    notes = [] if prepared else prepare(model)
     before = model.clone() if context.verify == "full" else None
     walk = _Walk(model, context)
     for _ in range(MAX_SWEEPS):
         walk.skipped.clear()
-        if not walk.sweep(anchored):
-            break
+        with shape_values.remembered():
+            if not walk.sweep(anchored):
+                break
     change = walk.change
     change.notes[:0] = notes
     change.skipped += [Skipped(*key) for key in walk.skipped]

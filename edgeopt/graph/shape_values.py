@@ -8,13 +8,15 @@ so that the operators that move shapes about are numpy's own.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from edgeopt.graph.rewriting import constant
+from edgeopt.graph.building import tensor_of
 from edgeopt.graph.shapes import dims
 
 LIMIT = 64
@@ -24,11 +26,32 @@ Known = np.ndarray
 """An array of objects: int, float or bool where known, str for a symbolic dimension, or ``None``."""
 
 
-def known(value: ir.Value | None, memo: dict[ir.Value, Known | None] | None = None) -> Known | None:
+_MEMO: ContextVar[dict[ir.Value, Known | None] | None] = ContextVar("known", default=None)
+
+
+@contextmanager
+def remembered() -> Iterator[None]:
+    """While this lasts, what was found of a value is found again without looking.
+
+    An exact rewrite changes no value's numbers, so what is known stays true; that nothing is known may
+    change, and is looked at again the next time.
+    """
+    token = _MEMO.set({})
+    try:
+        yield
+    finally:
+        _MEMO.reset(token)
+
+
+def known(value: ir.Value | None) -> Known | None:
     """What is known of a value's numbers; ``None`` where it is not computed from shapes and constants."""
     if value is None:
         return None
-    memo = {} if memo is None else memo
+    memo = _MEMO.get()
+    return _look_up(value, {} if memo is None else memo)
+
+
+def _look_up(value: ir.Value, memo: dict[ir.Value, Known | None]) -> Known | None:
     if value not in memo:
         memo[value] = None  # a value that depends on itself is not known
         memo[value] = _known(value, memo)
@@ -46,21 +69,20 @@ def integers(value: ir.Value | None) -> list[int] | None:
 def _known(value: ir.Value, memo: dict[ir.Value, Known | None]) -> Known | None:
     if value.is_graph_input():
         return None
-    shape = dims(value)
-    if shape is not None and math.prod(size for size in shape if isinstance(size, int)) > LIMIT:
+    if value.shape is not None and math.prod(size for size in value.shape.dims if type(size) is int) > LIMIT:
         return None
     node = value.producer()
     if node is None or node.op_type == "Constant":
-        tensor = ir.convenience.get_const_tensor(value)
+        tensor = tensor_of(value)
         if tensor is None or tensor.size > LIMIT or tensor.dtype == ir.DataType.STRING:
             return None
-        numbers = constant(value)
-        return None if numbers is None or numbers.dtype.kind not in "iubf" else _objects(numbers.tolist())
+        numbers = tensor.numpy()
+        return None if numbers.dtype.kind not in "iubf" else _objects(numbers.tolist())
     if node.domain not in ("", "ai.onnx") or (evaluate := _OPERATORS.get(node.op_type)) is None:
         return None
     if node.op_type in ("Shape", "Size"):
         return evaluate(node, [])
-    inputs = [None if item is None else known(item, memo) for item in node.inputs]
+    inputs = [None if item is None else _look_up(item, memo) for item in node.inputs]
     if any(item is not None and found is None for item, found in zip(node.inputs, inputs, strict=True)):
         return None
     try:

@@ -9,6 +9,11 @@ import onnx_ir as ir
 _GRAPH, _GRAPHS = ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS
 
 
+_STANDARD = ("", "ai.onnx")
+_HOLDERS = {"If", "Loop", "Scan", "SequenceMap"}
+"""The operators of ai.onnx whose attributes are graphs."""
+
+
 def graphs(model: ir.Model) -> list[ir.Graph]:
     """The main graph, then every subgraph behind the graph that holds it; functions are left out."""
     found: list[ir.Graph] = []
@@ -25,6 +30,8 @@ def all_nodes(model: ir.Model) -> Iterator[ir.Node]:
 
 def subgraphs(node: ir.Node) -> list[ir.Graph]:
     """The graphs that a node's attributes hold, without those inside them."""
+    if node.op_type not in _HOLDERS and node.domain in _STANDARD:
+        return []
     found: list[ir.Graph] = []
     for attribute in node.attributes.data.values():
         if attribute.type is _GRAPH or attribute.type is _GRAPHS:
@@ -60,7 +67,7 @@ def read_by(node: ir.Node) -> list[ir.Value]:
 def _collect(graph: ir.Graph, found: list[ir.Graph]) -> None:
     found.append(graph)
     for node in graph:
-        if node.attributes:
+        if node.op_type in _HOLDERS or node.domain not in _STANDARD:
             for inner in subgraphs(node):
                 _collect(inner, found)
 
@@ -68,6 +75,6 @@ def _collect(graph: ir.Graph, found: list[ir.Graph]) -> None:
 def _nodes(graph: ir.Graph | ir.Function) -> Iterator[ir.Node]:
     for node in graph:
         yield node
-        if node.attributes:
+        if node.op_type in _HOLDERS or node.domain not in _STANDARD:
             for inner in subgraphs(node):
                 yield from _nodes(inner)

@@ -48,7 +48,7 @@ class Simplify(Pass):
             step = folding.fold(model, context) if self.fold else Change()
             step += cleanup.merge_equal(model, context)
             whole = whole or bool(step.rewrites)
-            local = rewrite(model, every_rule, context)
+            local = rewrite(model, every_rule, context, prepared=True)
             change.skipped = [item for item in change.skipped if item not in local.skipped]
             change = change + step + local
             cleanup.remove_unused(model)

@@ -8,10 +8,13 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import LiftConstantsToInitializersPass, RemoveUnusedNodesPass
 
-from edgeopt.graph import names, traversal
+from edgeopt.graph import names, region, traversal
 from edgeopt.graph.change import Change, Rewrite
 from edgeopt.passes.base import Context
 from edgeopt.passes.simplify.folding import RANDOM
+
+_SMALL = 4096
+"""Bytes of a constant that is looked at often, such as a shape."""
 
 _GLANCE = 64
 """Bytes of a constant that are looked at first."""
@@ -20,8 +23,16 @@ _GLANCE = 64
 def own_constants(model: ir.Model) -> Change:
     """Turns Constant nodes into initializers, and inputs with a default value into plain initializers."""
     change = Change()
-    if any(node.op_type == "Constant" for node in names.all_nodes(model)):
+    inner = traversal.graphs(model)
+    for graph in inner:
+        for node in [node for node in graph if node.op_type == "Constant"]:
+            _lift(graph, node)
+    if any(node.op_type == "Constant" for graph in inner for node in graph):
         LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    for graph in inner:
+        for value in graph.initializers.values():
+            if value.const_value is not None and value.const_value.nbytes <= _SMALL:
+                _take_out(value)
     graph = model.graph
     overridable = [value for value in graph.inputs if value.name in graph.initializers]
     if overridable:
@@ -31,6 +42,29 @@ def own_constants(model: ir.Model) -> Change:
         model.ir_version = max(4, model.ir_version)
         change.notes.append(f"{len(overridable)} inputs that held weights are constants now")
     return change
+
+
+def _lift(graph: ir.Graph, node: ir.Node) -> None:
+    """Turns a Constant node that holds a tensor into an initializer of the same name."""
+    given, output = node.attributes.get("value"), node.outputs[0]
+    if given is None or given.is_ref() or node.domain not in ("", "ai.onnx") or output.is_graph_output():
+        return
+    tensor, name = given.value, output.name
+    if not name or name in graph.initializers:
+        return
+    shape = ir.Shape(tensor.shape.numpy())
+    lifted = ir.Value(name=None, shape=shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+    output.replace_all_uses_with(lifted)
+    graph.remove(node, safe=True)
+    output.name, lifted.name = None, name
+    graph.register_initializer(lifted)
+
+
+def _take_out(value: ir.Value) -> None:
+    """Takes a constant out of its proto, which decodes it anew each time it is asked."""
+    tensor = value.const_value
+    if isinstance(tensor, ir.serde.TensorProtoTensor) and region.is_plain(tensor.dtype):
+        value.const_value = ir.Tensor(tensor.numpy(), name=value.name)
 
 
 def remove_unused(model: ir.Model) -> None:
@@ -129,7 +163,9 @@ def _same_attributes(one: ir.Node, two: ir.Node) -> bool:
 
 
 def _attributes(node: ir.Node) -> list[tuple[str, bytes]]:
-    return sorted((key, ir.to_proto(item).SerializeToString()) for key, item in node.attributes.items())
+    return sorted(
+        (key, ir.serde.serialize_attribute(item).SerializeToString()) for key, item in node.attributes.items()
+    )
 
 
 def _present(node: ir.Node) -> tuple[bool, ...]:
