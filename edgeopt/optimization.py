@@ -65,7 +65,7 @@ def optimize(
         ModelError: The model cannot be loaded, or is too large for one proto.
         UserError: A pass is unknown or not exact.
     """
-    result, _ = optimized(load(model), steps=steps, opset=opset, verify=verify, seed=seed)
+    result, _ = optimized(load(model, mapped=True), steps=steps, opset=opset, verify=verify, seed=seed)
     size = sum(
         value.const_value.nbytes
         for graph in result.graphs()

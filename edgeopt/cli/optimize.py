@@ -67,7 +67,7 @@ def command(
     names = steps or STANDARD
     exact_passes(names, opset)
     check_output(output, force)
-    loaded = load(model)
+    loaded = load(model, mapped=True)
     before = sum(1 for _ in all_nodes(loaded))
 
     def tell(item: Pass, change: Change) -> None:

@@ -78,7 +78,7 @@ def part(
 
 def feeds_of(fed: Mapping[str, ir.TensorProtocol]) -> dict[str, np.ndarray]:
     """The numbers of constants; those in files stay there until they are read."""
-    return {name: np.asarray(tensor.numpy(), order="C") for name, tensor in fed.items()}
+    return {name: np.require(tensor.numpy(), requirements=["C", "ALIGNED"]) for name, tensor in fed.items()}
 
 
 def open_session(proto: onnx.ModelProto) -> onnxruntime.InferenceSession:

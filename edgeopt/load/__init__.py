@@ -36,6 +36,7 @@ def load(
     example: Any = None,
     allow_code: bool = True,
     base: Path | None = None,
+    mapped: bool = False,
 ) -> ir.Model:
     """Loads a model from any source and checks it.
 
@@ -51,6 +52,8 @@ def load(
         allow_code: Whether ``package.module:build`` may run, and ``.pt2`` archives, which can hold pickled
             code, may be opened.
         base: The folder where code is looked for first, such as the recipe's.
+        mapped: Leave the weights of a large ``.onnx`` file where they are and map them. It is quick and takes
+            no memory; the file must not be written into while the model lives.
 
     Returns:
         A model of its own. Weights in external files are memory-mapped when they are read.
@@ -64,7 +67,7 @@ def load(
         text = str(source)
         if not Path(text).exists() and user_code.is_code(text):
             return _from_function(text, weights, shapes, example, allow_code, base)
-        return _from_file(Path(text), weights, shapes, allow_code)
+        return _from_file(Path(text), weights, shapes, allow_code, mapped)
     if _is_torch_module(source):
         from edgeopt.load.torch_module import export_module
 
@@ -88,7 +91,9 @@ def load(
     return fix_shapes(check(model), shapes)
 
 
-def _from_file(path: Path, weights: str | Path | None, shapes: Shapes | None, allow_code: bool) -> ir.Model:
+def _from_file(
+    path: Path, weights: str | Path | None, shapes: Shapes | None, allow_code: bool, mapped: bool
+) -> ir.Model:
     _no_weights(weights)
     if not path.exists():
         raise ModelError("there is no such model file", where=str(path), hint=_neighbours(path))
@@ -106,7 +111,7 @@ def _from_file(path: Path, weights: str | Path | None, shapes: Shapes | None, al
         return fix_shapes(check(export_archive(path), where=str(path)), shapes)
     from edgeopt.load.onnx_file import from_path
 
-    return fix_shapes(check(from_path(path), where=str(path)), shapes)
+    return fix_shapes(check(from_path(path, mapped), where=str(path)), shapes)
 
 
 def _from_function(

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
 from edgeopt.errors import ModelError
+from edgeopt.load import mapped as maps
 
 _BITS = {
     onnx.TensorProto.FLOAT: 32,
@@ -39,17 +40,37 @@ _BITS = {
 """Width of the element types whose raw bytes can be counted."""
 
 
-def from_path(path: Path) -> ir.Model:
+def from_path(path: Path, mapped: bool = False) -> ir.Model:
     """Loads an ONNX file; external data are left in their files.
+
+    Args:
+        path: The file.
+        mapped: Leave large weights in the file too and map them: it must stay as it is while the model lives.
 
     Raises:
         ModelError: It is not an ONNX model, or not a whole one.
     """
     try:
+        if mapped and path.stat().st_size >= maps.WORTH and (model := _mapped(path)) is not None:
+            return model
         data = path.read_bytes()
     except OSError as error:
         raise ModelError(f"the model cannot be read: {error.strerror}", where=str(path)) from error
     return from_bytes(data, name=str(path), folder=path.absolute().parent)
+
+
+def _mapped(path: Path) -> ir.Model | None:
+    """Loads a large file with its weights mapped; ``None`` where it is of another form."""
+    try:
+        proto, weights = maps.read(path)
+        model = from_proto(proto, name=str(path), folder=path.absolute().parent)
+        for name, (data_type, data) in weights.items():
+            value = model.graph.initializers[name]
+            assert value.const_value is not None
+            value.const_value = maps.tensor(name, data_type, data, value.const_value.shape.numpy())
+    except maps.NotMappable:
+        return None
+    return model
 
 
 def from_bytes(data: bytes, *, name: str, folder: Path | None = None) -> ir.Model:
