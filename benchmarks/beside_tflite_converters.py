@@ -1,0 +1,341 @@
+"""TFLite files of torchvision's convolutional classifiers: edgeopt beside onnx2tf and litert-torch.
+
+    python -m benchmarks.beside_tflite_converters FOLDER [--find-links WHEELS] [--only MODEL...] [--rounds 5]
+
+Needs torch, torchvision 0.28, onnxruntime and ai-edge-litert in its own environment, ``uv`` and the Pythons
+3.11 and 3.12. The peers get environments of their own under FOLDER/environments, made on the first run:
+onnx2tf 2.6.9 (its direct flatbuffer writer), onnx2tf 1.29.0 (through TensorFlow) and litert-torch 0.10.0;
+``--find-links`` is where a torch for CPUs lies. Networks have random weights from a fixed seed, and batch
+normalizations that took their statistics from eight pictures, so that outputs really depend on inputs.
+
+Everything measured is a line of FOLDER/rows.jsonl, and what is there is not measured again.
+
+- CPU seconds and peak memory: a process that imports and converts, less one that only imports the same
+  modules, the kernel's figures for the whole process; medians over rounds, tools by turns (litert-torch and
+  TensorFlow, which take minutes, once).
+- Operators and transposes are those of all subgraphs of the file.
+- Error: against onnxruntime on four pictures, relative to the largest output.
+- Latency: LiteRT with its default delegate on one thread; all files of a model by turns in one process; the
+  median of the ratios to edgeopt's, with a 95 % interval by bootstrap.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+HERE = Path(__file__).parent / "tflite_converters"
+MODELS = [
+    "mobilenet_v2",
+    "mobilenet_v3_large",
+    "mobilenet_v3_small",
+    "efficientnet_b0",
+    "resnet18",
+    "shufflenet_v2_x1_0",
+    "regnet_y_400mf",
+    "regnet_x_400mf",
+]
+ENVIRONMENTS: dict[str, tuple[str, list[list[str]]]] = {
+    "onnx2tf": ("3.12", [["onnx2tf==2.6.9"]]),
+    "litert-torch": (
+        "3.11",
+        [["litert-torch==0.10.0", "torch==2.13.0"], ["--no-deps", "torchvision==0.28.*"]],
+    ),
+    "onnx2tf with TensorFlow": ("3.11", [["onnx2tf==1.29.0"]]),
+}
+PEERS = list(ENVIRONMENTS)
+OWN = "edgeopt"
+SLOW = ("litert-torch", "onnx2tf with TensorFlow")
+"""Their conversions are measured once."""
+
+
+def main() -> None:
+    """Measures what is missing and prints the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--find-links", default="")
+    parser.add_argument(
+        "--python", nargs="*", default=[], metavar="VERSION=PATH", help="which 3.11, which 3.12"
+    )
+    parser.add_argument("--only", nargs="*", default=MODELS)
+    parser.add_argument("--peers", nargs="*", default=PEERS, choices=PEERS)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--race", type=float, default=20.0, help="seconds a model")
+    parser.add_argument("--again", nargs="*", default=[], help="kinds of rows to drop first: cost, race, ...")
+    options = parser.parse_args()
+    pythons = dict(item.split("=", 1) for item in options.python)
+    bench = Bench(options.folder.absolute(), options.find_links, pythons)
+    bench.drop(options.again)
+    for peer in options.peers:
+        bench.install(peer)
+    peers = [peer for peer in options.peers if bench.find(kind="install", tool=peer, error="")]
+    for model in options.only:
+        bench.export(model)
+        for tool in (OWN, "edgeopt compile", *peers):
+            bench.cost(tool, model, 0)
+            bench.file(tool, model)
+        for turn in range(1, options.rounds):
+            for tool in (OWN, *(peer for peer in peers if peer not in SLOW)):
+                bench.cost(tool, model, turn)
+        bench.race(model, [OWN, *peers], options.race)
+    report(bench, options.only, peers)
+
+
+class Bench:
+    """The folder, with what has been measured in it."""
+
+    def __init__(self, folder: Path, links: str, pythons: dict[str, str]) -> None:
+        self.folder, self.links, self.pythons = folder, links, pythons
+        folder.mkdir(parents=True, exist_ok=True)
+        self.log = folder / "rows.jsonl"
+        text = self.log.read_text() if self.log.exists() else ""
+        self.rows: list[dict[str, Any]] = [json.loads(line) for line in text.splitlines()]
+
+    def drop(self, kinds: list[str]) -> None:
+        """Forgets rows of some kinds."""
+        self.rows = [row for row in self.rows if row["kind"] not in kinds]
+        self.log.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
+
+    def find(self, **fields: Any) -> list[dict[str, Any]]:
+        """The rows that have these values."""
+        return [row for row in self.rows if all(row.get(key) == value for key, value in fields.items())]
+
+    def keep(self, **row: Any) -> None:
+        """Adds a row, on disk too."""
+        self.rows.append(row)
+        with self.log.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def python(self, tool: str) -> str:
+        """The Python of a tool's environment."""
+        return str(self._environment(tool) / "bin/python") if tool in ENVIRONMENTS else sys.executable
+
+    def _environment(self, tool: str) -> Path:
+        return self.folder / "environments" / tool.replace(" ", "-")
+
+    def install(self, tool: str) -> None:
+        """Makes a tool's environment, unless it is there."""
+        if self.find(kind="install", tool=tool, error=""):
+            return
+        version, installs = ENVIRONMENTS[tool]
+        place = str(self._environment(tool))
+        links = ["--find-links", self.links] if self.links else []
+        python = self.pythons.get(version, version)
+        commands = [["uv", "venv", "-q", "--clear", "--python", python, place]]
+        for packages in installs:
+            commands.append(["uv", "pip", "install", "-q", "--python", place, *links, *packages])
+        error = ""
+        for command in commands:
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                error = done.stderr.strip()[-500:]
+                break
+        listed = subprocess.run(
+            ["uv", "pip", "freeze", "--python", place], capture_output=True, text=True, check=False
+        ).stdout.splitlines()
+        size = sum(file.stat().st_size for file in Path(place).rglob("*") if file.is_file())
+        self.keep(kind="install", tool=tool, error=error, packages=len(listed), megabytes=round(size / 1e6))
+
+    def export(self, model: str) -> None:
+        """Writes a network's weights and ONNX file."""
+        if self._onnx(model).exists():
+            return
+        place = self._onnx(model).parent
+        place.mkdir(exist_ok=True)
+        environment = {**os.environ, "PYTHONPATH": str(HERE.parent.parent)}
+        command = [sys.executable, str(HERE / "export.py"), model, str(place)]
+        subprocess.run(command, check=True, env=environment)
+
+    def _onnx(self, model: str) -> Path:
+        return self.folder / "models" / f"{model}.onnx"
+
+    def _file(self, tool: str, model: str) -> Path:
+        return self.folder / "files" / model / tool.replace(" ", "-") / "model.tflite"
+
+    def cost(self, tool: str, model: str, turn: int) -> None:
+        """Converts, and imports only, each in a process of its own."""
+        if self.find(kind="cost", tool=tool, model=model, turn=turn):
+            return
+        out = self._file(tool, model)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.unlink(missing_ok=True)
+        modules = self.folder / "modules.json"
+        places = [str(self._onnx(model)), str(self._onnx(model).with_suffix(".pt")), str(out), str(modules)]
+        whole = process([self.python(tool), str(HERE / "convert.py"), tool, "convert", *places])
+        row = {"kind": "cost", "tool": tool, "model": model, "turn": turn, "error": whole["error"]}
+        if not whole["error"]:
+            only = process([self.python(tool), str(HERE / "convert.py"), tool, "import", str(modules)])
+            row |= {"whole": whole, "import": only}
+            row |= {key: whole[key] - only[key] for key in ("seconds", "megabytes")}
+        self.keep(**row)
+
+    def file(self, tool: str, model: str) -> None:
+        """Looks at a file: operators, size, error."""
+        if self.find(kind="file", tool=tool, model=model):
+            return
+        path = self._file(tool, model)
+        row = {"kind": "file", "tool": tool, "model": model}
+        if not path.exists():
+            self.keep(**row, error="no file")
+            return
+        counts = operators(path)
+        row |= {"operators": sum(counts.values()), "counts": counts, "bytes": path.stat().st_size}
+        self.keep(**row, **judged(["compare", str(self._onnx(model)), str(path)]))
+
+    def race(self, model: str, tools: list[str], seconds: float) -> None:
+        """Times the files that run, by turns in one process."""
+        if self.find(kind="race", model=model):
+            return
+        able = [
+            t for t in tools if any("winners" in row for row in self.find(kind="file", tool=t, model=model))
+        ]
+        found = judged(["race", str(seconds), *(str(self._file(tool, model)) for tool in able)])
+        if "said" in found:
+            self.keep(kind="race", model=model, said=found["said"])
+            return
+        base = np.array(found[OWN])
+        random = np.random.default_rng(0)
+        picks = random.integers(0, len(base), (1000, len(base)))
+        for tool in able:
+            times = np.array(found[tool.replace(" ", "-")])
+            ratios = times / base
+            low, high = np.percentile(np.median(ratios[picks], axis=1), [2.5, 97.5])
+            self.keep(
+                kind="race",
+                tool=tool,
+                model=model,
+                milliseconds=float(np.median(times)),
+                ratio=float(np.median(ratios)),
+                low=float(low),
+                high=float(high),
+                rounds=len(base),
+            )
+
+
+def process(command: list[str]) -> dict[str, Any]:
+    """CPU seconds and peak memory of a process and its children, as the kernel counts them."""
+    environment = {**os.environ, "PYTHONPATH": str(HERE.parent.parent), "CUDA_VISIBLE_DEVICES": ""}
+    error = HERE.parent.parent / ".beside_tflite_converters.txt"
+    with error.open("w") as sink:
+        child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=sink, env=environment)
+        _, status, usage = os.wait4(child.pid, 0)
+        child.returncode = os.waitstatus_to_exitcode(status)
+    said = error.read_text(errors="replace").strip()
+    error.unlink()
+    return {
+        "seconds": usage.ru_utime + usage.ru_stime,
+        "megabytes": usage.ru_maxrss / 1024,
+        "error": ""
+        if child.returncode == 0
+        else (said.splitlines() or [f"exit {child.returncode}"])[-1][:300],
+    }
+
+
+def judged(arguments: list[str]) -> dict[str, Any]:
+    """What ``judge.py`` says, or its last words under ``said``."""
+    command = [sys.executable, str(HERE / "judge.py"), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        return {"said": (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1][:300]}
+    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return found
+
+
+def operators(path: Path) -> dict[str, int]:
+    """How often each builtin occurs in a file, over all of its subgraphs."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    names = {value: name for name, value in vars(schema.BuiltinOperator).items() if not name.startswith("_")}
+    model = schema.Model.GetRootAs(path.read_bytes(), 0)
+    found: dict[str, int] = {}
+    for graph in (model.Subgraphs(index) for index in range(model.SubgraphsLength())):
+        for index in range(graph.OperatorsLength()):
+            code = model.OperatorCodes(graph.Operators(index).OpcodeIndex())
+            name = names[max(code.BuiltinCode(), code.DeprecatedBuiltinCode())]
+            found[name] = found.get(name, 0) + 1
+    return found
+
+
+def report(bench: Bench, models: list[str], peers: list[str]) -> None:
+    """Prints a table of all models and tools, then the goals."""
+    for row in bench.find(kind="install"):
+        size = f"{row['packages']} packages, {row['megabytes']} MB"
+        print(f"{row['tool']}: {row['error'] or size}")
+    titles = ["model", "tool", "operators", "transposes", "KiB", "error", "latency, ms", "ratio (95 %)"]
+    titles += ["CPU s", "times ours", "MB"]
+    print(f"\n| {' | '.join(titles)} |\n|{'---|' * len(titles)}")
+    for model in models:
+        for tool in (OWN, "edgeopt compile", *peers):
+            print(f"| {model} | {tool} | {' | '.join(cells(bench, model, tool))} |")
+    print()
+    for line in goals(bench, models, peers):
+        print(line)
+
+
+def cost(bench: Bench, tool: str, model: str, field: str) -> float | None:
+    """The median over rounds."""
+    values = [row[field] for row in bench.find(kind="cost", tool=tool, model=model) if field in row]
+    return statistics.median(values) if values else None
+
+
+def cells(bench: Bench, model: str, tool: str) -> Iterator[str]:
+    """One row of the table."""
+    seconds, ours = (cost(bench, name, model, "seconds") for name in (tool, OWN))
+    file = bench.find(kind="file", tool=tool, model=model)[0]
+    if seconds is None:
+        yield from [bench.find(kind="cost", tool=tool, model=model)[0]["error"], *[""] * 8]
+        return
+    yield str(file["operators"])
+    yield str(file["counts"].get("TRANSPOSE", 0))
+    yield f"{file['bytes'] / 1024:.0f}"
+    yield f"{file['error']:.0e}" if "winners" in file else f"does not run: {file['said']}"
+    race = next(iter(bench.find(kind="race", tool=tool, model=model)), None)
+    yield f"{race['milliseconds']:.2f}" if race else ""
+    yield f"{race['ratio']:.3f} ({race['low']:.3f}-{race['high']:.3f})" if race else ""
+    yield f"{seconds:.2f}"
+    yield f"{seconds / ours:.1f}" if ours else ""
+    yield f"{cost(bench, tool, model, 'megabytes') or 0:.0f}"
+
+
+def goals(bench: Bench, models: list[str], peers: list[str]) -> Iterator[str]:
+    """What was to be reached beside each peer, and where it was not."""
+    for peer in peers:
+        missed: dict[str, list[str]] = {key: [] for key in ("operators", "transposes", "latency", "10x")}
+        compared = 0
+        for model in models:
+            ours = bench.find(kind="file", tool=OWN, model=model)[0]
+            theirs = bench.find(kind="file", tool=peer, model=model)[0]
+            if "counts" not in theirs:
+                continue
+            compared += 1
+            if ours["operators"] > theirs["operators"]:
+                missed["operators"].append(model)
+            if ours["counts"].get("TRANSPOSE", 0) > theirs["counts"].get("TRANSPOSE", 0):
+                missed["transposes"].append(model)
+            race = next(iter(bench.find(kind="race", tool=peer, model=model)), None)
+            if race and race["high"] < 1:
+                missed["latency"].append(f"{model} {race['ratio']:.3f}")
+            ratio = (cost(bench, peer, model, "seconds") or 0) / (cost(bench, OWN, model, "seconds") or 1)
+            if ratio < 10:
+                missed["10x"].append(f"{model} {ratio:.1f}x")
+        said = "; ".join(
+            f"{key}: {'met' if not names else ', '.join(names)}" for key, names in missed.items()
+        )
+        print_models = f"{compared} of {len(models)} models"
+        yield f"beside {peer} ({print_models}): {said}"
+
+
+if __name__ == "__main__":
+    if shutil.which("uv") is None:
+        sys.exit("uv is needed to make the peers' environments")
+    main()

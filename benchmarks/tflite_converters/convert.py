@@ -1,0 +1,111 @@
+"""One conversion by one tool, or only the imports that it needed, as a process of its own.
+
+    python convert.py TOOL convert MODEL.onnx WEIGHTS.pt OUT.tflite MODULES.json
+    python convert.py TOOL import MODULES.json
+
+Runs in the tool's own environment and needs nothing else. After a conversion MODULES.json lists the modules
+that it left imported; ``import`` imports these and ends, so that the difference of two such processes is
+what converting costs over the imports, however lazily a tool imports.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+
+def edgeopt(model: Path, weights: Path, out: Path) -> None:
+    """Load, exact passes, the target's two halves."""
+    from edgeopt.load import load
+    from edgeopt.optimization import optimized
+    from edgeopt.platform import load_platform
+    from edgeopt.targets.tflite import Tflite
+
+    target, platform = Tflite(), load_platform("raspberry-pi-4", "tflite")
+    loaded, _ = optimized(load(model))
+    prepared, _ = target.prepare(loaded, platform)
+    with tempfile.TemporaryDirectory() as name:
+        emitted = target.emit(prepared, platform, Path(name))
+        shutil.move(Path(name) / emitted.main, out)
+
+
+def edgeopt_compile(model: Path, weights: Path, out: Path) -> None:
+    """The whole of ``edgeopt compile``: proofs, golden vectors, fidelity and report included, nothing kept."""
+    import edgeopt
+    from edgeopt.job import structure_passes
+    from edgeopt.steps import Store
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        outcome = edgeopt.compile(
+            str(model),
+            "raspberry-pi-4",
+            target="tflite",
+            passes=structure_passes(),
+            output=folder / "artifact",
+            store=Store(folder / "store"),
+        )
+        shutil.copy(Path(outcome.path) / "model.tflite", out)
+
+
+def onnx2tf(model: Path, weights: Path, out: Path) -> None:
+    """onnx2tf, its own defaults."""
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    import onnx2tf as tool
+
+    with tempfile.TemporaryDirectory() as name:
+        tool.convert(
+            input_onnx_file_path=str(model), output_folder_path=name, non_verbose=True, verbosity="error"
+        )
+        shutil.copy(next(Path(name).glob("*_float32.tflite")), out)
+
+
+def litert_torch(model: Path, weights: Path, out: Path) -> None:
+    """litert-torch, from the torch module itself."""
+    import litert_torch as tool
+    import torch
+
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for name in ("nms", "qnms"):
+        library.define(f"{name}(Tensor boxes, Tensor scores, float threshold) -> Tensor")
+    from torchvision import models
+
+    net = getattr(models, model.stem)(weights=None)
+    net.load_state_dict(torch.load(weights))
+    tool.convert(net.eval(), (torch.zeros(1, 3, 224, 224),)).export(str(out))
+
+
+TOOLS = {
+    "edgeopt": edgeopt,
+    "edgeopt compile": edgeopt_compile,
+    "onnx2tf": onnx2tf,
+    "onnx2tf with TensorFlow": onnx2tf,
+    "litert-torch": litert_torch,
+}
+
+
+def main() -> None:
+    """Converts, or imports."""
+    tool, mode, *places = sys.argv[1:]
+    if mode == "import":
+        for name in json.loads(Path(places[0]).read_text()):
+            try:
+                importlib.import_module(name)
+            except Exception:  # a module made at run time, or one that cannot be imported by itself
+                sys.modules.pop(name, None)
+        return
+    model, weights, out, modules = map(Path, places)
+    before = set(sys.modules)
+    TOOLS[tool](model, weights, out)
+    # What a lazy loader has left unread was not imported, and touching it would read it.
+    read = {name: module for name, module in sys.modules.items() if type(module).__name__ != "_LazyModule"}
+    modules.write_text(json.dumps([name for name in read if name not in before]))
+
+
+if __name__ == "__main__":
+    main()
