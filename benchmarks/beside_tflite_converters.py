@@ -132,8 +132,8 @@ class Bench:
         links = ["--find-links", self.links] if self.links else []
         python = self.pythons.get(version, version)
         commands = [["uv", "venv", "-q", "--clear", "--python", python, place]]
-        for packages in installs:
-            commands.append(["uv", "pip", "install", "-q", "--python", place, *links, *packages])
+        start = ["uv", "pip", "install", "-q", "--python", place, *links]
+        commands.extend([*start, *packages] for packages in installs)
         error = ""
         for command in commands:
             done = subprocess.run(command, capture_output=True, text=True, check=False)

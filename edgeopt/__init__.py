@@ -1,6 +1,7 @@
 """edgeopt ships trained models to ARM edge devices: smaller, faster, proven within their budgets.
 
 edgeopt.optimize("model.onnx")                              exact passes alone
+edgeopt.convert("model.onnx", "model.tflite")               to another format, for no device in particular
 edgeopt.compile("model.onnx", "raspberry-pi-4", data="data/", metric="top1")
 edgeopt.compile(module, "raspberry-pi-4", example=(tensor,))   a torch.nn.Module
 edgeopt.open_artifact("build/model/raspberry-pi-4/onnxruntime").open()
@@ -25,16 +26,18 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 if TYPE_CHECKING:
     from edgeopt.artifact import open_artifact
     from edgeopt.compilation import compile
+    from edgeopt.conversion import convert
     from edgeopt.errors import EdgeoptError
     from edgeopt.optimization import optimize
     from edgeopt.outcome import Outcome
 
-__all__ = ["EdgeoptError", "Outcome", "__version__", "compile", "open_artifact", "optimize"]
+__all__ = ["EdgeoptError", "Outcome", "__version__", "compile", "convert", "open_artifact", "optimize"]
 
 _HOMES = {
     "EdgeoptError": "edgeopt.errors",
     "Outcome": "edgeopt.outcome",
     "compile": "edgeopt.compilation",
+    "convert": "edgeopt.conversion",
     "open_artifact": "edgeopt.artifact",
     "optimize": "edgeopt.optimization",
 }

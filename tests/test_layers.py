@@ -27,6 +27,7 @@ ROOMS: list[set[str]] = [
     {"passes"},
     {"targets"},
     {"inspection", "diff", "optimization"},
+    {"conversion"},
     {"artifact", "golden"},
     {"runners", "footprint"},
     {"benchmark", "evaluate", "judgement"},

@@ -59,6 +59,7 @@ def test_the_public_names_are_these_and_no_others() -> None:
         "Outcome",
         "__version__",
         "compile",
+        "convert",
         "open_artifact",
     }
     for name in edgeopt.__all__:

@@ -20,22 +20,14 @@ from pathlib import Path
 
 
 def edgeopt(model: Path, weights: Path, out: Path) -> None:
-    """Load, exact passes, the target's two halves."""
-    from edgeopt.load import load
-    from edgeopt.optimization import optimized
-    from edgeopt.platform import load_platform
-    from edgeopt.targets.tflite import Tflite
+    """Load, exact passes, the file."""
+    from edgeopt import convert
 
-    target, platform = Tflite(), load_platform("raspberry-pi-4", "tflite")
-    loaded, _ = optimized(load(model))
-    prepared, _ = target.prepare(loaded, platform)
-    with tempfile.TemporaryDirectory() as name:
-        emitted = target.emit(prepared, platform, Path(name))
-        shutil.move(Path(name) / emitted.main, out)
+    convert(model, out)
 
 
 def edgeopt_compile(model: Path, weights: Path, out: Path) -> None:
-    """The whole of ``edgeopt compile``: proofs, golden vectors, fidelity and report included, nothing kept."""
+    """The whole of ``edgeopt compile``, proofs, golden vectors and report included, from an empty cache."""
     import edgeopt
     from edgeopt.job import structure_passes
     from edgeopt.steps import Store

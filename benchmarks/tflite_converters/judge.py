@@ -42,7 +42,7 @@ def feed(interpreter: Any, image: np.ndarray) -> None:
 
 
 def compare(model: str, path: str) -> dict[str, Any]:
-    """The largest error over some pictures, relative to the largest output, and the share of equal winners."""
+    """The largest error over some pictures by the largest output, and the share of equal winners."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])

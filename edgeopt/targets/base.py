@@ -142,8 +142,8 @@ class Target(ABC):
         return {}
 
 
-def refuse(problems: Sequence[Problem], platform: Platform) -> None:
-    """Raises one error that lists the nodes that the platform cannot run, if there are any.
+def refuse(problems: Sequence[Problem], platform: Platform | str) -> None:
+    """Raises one error that lists the nodes that the platform, or the runtime, cannot run, if there are any.
 
     Raises:
         ModelError: There are some.
@@ -154,9 +154,9 @@ def refuse(problems: Sequence[Problem], platform: Platform) -> None:
     if len(problems) > len(listed):
         listed.append(f"and {len(problems) - len(listed)} more")
     hint = next((problem.hint for problem in problems if problem.hint), None)
+    runtime = platform if isinstance(platform, str) else f"{platform.runtime.name} {platform.runtime_version}"
     raise ModelError(
-        f"{platform.runtime.name} {platform.runtime_version} cannot run {len(problems)} "
-        f"node{'s' if len(problems) > 1 else ''} of the model",
+        f"{runtime} cannot run {len(problems)} node{'s' if len(problems) > 1 else ''} of the model",
         where="\n  ".join(listed),
         hint=hint,
     )

@@ -22,7 +22,7 @@ from edgeopt.session import Session, TensorSpec
 from edgeopt.targets.base import Adapter, Emitted, ModelFile, Problem, Target, refuse
 from edgeopt.targets.tflite import merges, windows  # noqa: F401  (they register legalizations)
 from edgeopt.targets.tflite.constants import make_static, parse_shapes, refresh
-from edgeopt.targets.tflite.flatbuffer import write
+from edgeopt.targets.tflite.flatbuffer import packed
 from edgeopt.targets.tflite.integers import lower_integers
 from edgeopt.targets.tflite.legalize import legalize
 from edgeopt.targets.tflite.lower import lower
@@ -71,7 +71,7 @@ class Tflite(Target):
         """Writes ``model.tflite``."""
         lowered = lower(model, self.io)
         refuse(lowered.problems, platform)
-        (folder / FILE).write_bytes(write(lowered.program))
+        (folder / FILE).write_bytes(packed(lowered.program))
         return Emitted(FILE, (ModelFile(FILE),), lowered.adapters)
 
     def open(self, folder: Path, manifest: Mapping[str, Any], *, threads: int = 1) -> Session:
@@ -90,18 +90,42 @@ class Tflite(Target):
         """A short program that runs the file with NumPy and LiteRT."""
         return {"run.py": _SNIPPET}
 
+    def convert(self, model: ir.Model) -> tuple[memoryview, tuple[Adapter, ...]]:
+        """Prepares and writes a model at one go, for no device in particular.
+
+        Args:
+            model: The model; it is changed.
+
+        Returns:
+            The file, and how its inputs and outputs map onto the model's.
+
+        Raises:
+            ModelError: A node cannot be said in TFLite.
+            MissingExtra: ``ai-edge-litert`` is not installed.
+        """
+        self._edit(model)
+        lowered = lower(model, self.io)
+        refuse(lowered.problems, "TFLite")
+        return packed(lowered.program), lowered.adapters
+
     def _prepared(self, model: ir.Model) -> tuple[ir.Model, Change]:
+        prepared = model.clone()
+        return prepared, self._edit(prepared)
+
+    def _edit(self, model: ir.Model) -> Change:
         if any(value.name is None for value in (*model.graph.inputs, *model.graph.outputs)):
             raise ModelError("an input or output of the model has no name")
-        prepared = model.clone()
-        name_nodes(prepared)
-        make_static(prepared, parse_shapes(self.shape))
-        change = legalize(prepared)
-        refresh(prepared)
-        change += lower_integers(prepared)
-        refresh(prepared)
+        name_nodes(model)
+        make_static(model, parse_shapes(self.shape))
+        change = legalize(model)
+        if change.rewrites:
+            refresh(model)
+        integers = lower_integers(model)
+        if integers.rewrites:
+            refresh(model)
+        change += integers
         change.summary = f"{len(change.rewrites)} nodes rewritten for TFLite"
-        return prepared, change
+        return change
 
 
 _SNIPPET = '''"""Runs model.tflite once on zeros: pip install ai-edge-litert"""

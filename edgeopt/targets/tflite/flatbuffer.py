@@ -44,7 +44,12 @@ def schema() -> Any:
 
 
 def write(program: Program, description: str = "edgeopt") -> bytes:
-    """Writes a program as a TFLite file.
+    """Writes a program as a TFLite file; see ``packed``."""
+    return bytes(packed(program, description))
+
+
+def packed(program: Program, description: str = "edgeopt") -> memoryview:
+    """A program as a TFLite file, in the memory where it was built.
 
     Raises:
         MissingExtra: ``ai-edge-litert`` is not installed.
@@ -86,9 +91,16 @@ def write(program: Program, description: str = "edgeopt") -> bytes:
         entry.version = level
         model.operatorCodes.append(entry)
 
-    builder = flatbuffers.Builder(1024 + sum(t.data.nbytes for t in tensors if t.data is not None))
+    # A builder that is too small doubles, copying all the weights: these estimates are generous.
+    weights = sum(tensor.data.nbytes + ALIGNMENT for tensor in tensors if tensor.data is not None)
+    tables = sum(256 + 2 * len(tensor.name) + 12 * len(_scales(tensor)) for tensor in tensors)
+    builder = flatbuffers.Builder(4096 + weights + tables + 256 * len(operators))
     builder.Finish(model.Pack(builder), file_identifier=IDENTIFIER)
-    return bytes(builder.Output())
+    return memoryview(builder.Bytes)[builder.Head() :]
+
+
+def _scales(tensor: Tensor) -> np.ndarray:
+    return np.zeros(0, np.float32) if tensor.scale is None else np.atleast_1d(tensor.scale)
 
 
 def read(data: bytes) -> Program:
@@ -201,23 +213,24 @@ _INT8_IS_TWO = frozenset(
 )
 
 
-def _buffer(api: Any, data: bytes | None) -> Any:
+def _buffer(api: Any, data: memoryview | None) -> Any:
     """A buffer table whose bytes start at a multiple of 16, as kernels read them in place."""
 
-    class Buffer(api.BufferT):  # type: ignore[misc]
-        def Pack(self, builder: Any) -> Any:
-            vector = None
-            if data is not None:
-                builder.StartVector(1, len(data), ALIGNMENT)
-                builder.head = builder.head - len(data)
-                builder.Bytes[builder.head : builder.head + len(data)] = data
-                vector = builder.EndVector()
-            api.BufferStart(builder)
-            if vector is not None:
-                api.BufferAddData(builder, vector)
-            return api.BufferEnd(builder)
+    def pack(builder: Any) -> Any:
+        vector = None
+        if data is not None:
+            builder.StartVector(1, len(data), ALIGNMENT)
+            builder.head = builder.head - len(data)
+            builder.Bytes[builder.head : builder.head + len(data)] = data
+            vector = builder.EndVector()
+        api.BufferStart(builder)
+        if vector is not None:
+            api.BufferAddData(builder, vector)
+        return api.BufferEnd(builder)
 
-    return Buffer()
+    buffer = api.BufferT()
+    buffer.Pack = pack
+    return buffer
 
 
 def _tensor(api: Any, tensor: Tensor, buffers: list[Any], by_content: dict[bytes, int]) -> Any:
@@ -227,14 +240,15 @@ def _tensor(api: Any, tensor: Tensor, buffers: list[Any], by_content: dict[bytes
     packed.hasRank = True
     packed.type = getattr(api.TensorType, TYPES[tensor.dtype])
     if tensor.data is not None:
-        data = np.ascontiguousarray(tensor.data).astype(tensor.dtype, copy=False).tobytes()
+        array = np.ascontiguousarray(tensor.data).astype(tensor.dtype, copy=False)
         # Small tables such as shapes and axes repeat; weights are worth neither the hash nor the wait.
-        known = by_content.get(data) if len(data) <= 64 else None
+        key = array.tobytes() if array.nbytes <= 64 else None
+        known = None if key is None else by_content.get(key)
         if known is None:
             known = len(buffers)
-            buffers.append(_buffer(api, data))
-            if len(data) <= 64:
-                by_content[data] = known
+            buffers.append(_buffer(api, array.reshape(-1).view(np.uint8).data))
+            if key is not None:
+                by_content[key] = known
         packed.buffer = known
     if tensor.scale is not None and tensor.zero_point is not None:
         quantization = api.QuantizationParametersT()

@@ -56,6 +56,8 @@ FUSED_BOUNDS = {(0.0, 6.0), (-1.0, 1.0), (0.0, float("inf"))}
 def lower_integers(model: ir.Model) -> Change:
     """Makes every change of numbers that int8 needs, in place, in one walk over the main graph."""
     change = Change()
+    if not any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in model.graph):
+        return change
     walk = _Walk(model.graph)
     for node in list(model.graph):
         if node.graph is None or node.domain not in ("", "ai.onnx"):

@@ -44,9 +44,13 @@ def lower(model: ir.Model, io: str = "float") -> Lowered:
     if problems:
         return Lowered(Program(), problems=problems)
     offers = [OPERATORS[step.op_type].layout for step in planned.steps]
+    asked: dict[tuple[int, bool, int, Layout], Choice | None] = {}
 
     def offer(number: int, is_input: bool, index: int, layout: Layout) -> Choice | None:
-        return offers[number](planned.steps[number], is_input, index, layout)
+        key = (number, is_input, index, layout)
+        if key not in asked:
+            asked[key] = offers[number](planned.steps[number], is_input, index, layout)
+        return asked[key]
 
     used = [value for _, value in planned.inputs]
     found = assign(planned.steps, offer, inputs=used, constant=lambda value: constant(value) is not None)
