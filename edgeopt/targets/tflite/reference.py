@@ -14,7 +14,9 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from edgeopt.targets.tflite import fixed_point as fp
+from edgeopt.targets.tflite import floats
 from edgeopt.targets.tflite.program import Operation, Program, Tensor
+from edgeopt.targets.tflite.sums import DATA_INPUT, accumulate, centred, scale_of, window, zero_of
 
 Kernel = Callable[[Operation, Sequence[np.ndarray]], np.ndarray]
 KERNELS: dict[str, Kernel] = {}
@@ -30,12 +32,15 @@ def kernel(*codes: str) -> Callable[[Kernel], Kernel]:
     return register
 
 
-def execute(program: Program, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def execute(
+    program: Program, feeds: Mapping[str, np.ndarray], kernels: Mapping[str, Kernel] = KERNELS
+) -> dict[str, np.ndarray]:
     """Runs a whole program.
 
     Args:
-        program: The program; all its operators must be stated here.
+        program: The program; all its operators must be stated in ``kernels``, or be elementwise on floats.
         feeds: The inputs, by the names of their tensors.
+        kernels: The statements: these, those of ``exact`` or those of ``xnnpack``.
 
     Returns:
         Every computed tensor by its name.
@@ -49,23 +54,18 @@ def execute(program: Program, feeds: Mapping[str, np.ndarray]) -> dict[str, np.n
             np.zeros(0) if t is None else t.data if t.data is not None else values[t.name]
             for t in operation.inputs
         ]
-        values[operation.outputs[0].name] = KERNELS[operation.code](operation, arrays)
+        if operation.code == "SPLIT":
+            axis = int(np.asarray(arrays[0]).reshape(-1)[0])
+            parts = np.split(arrays[1], len(operation.outputs), axis=axis)
+            values.update((tensor.name, part) for tensor, part in zip(operation.outputs, parts, strict=True))
+            continue
+        is_float = operation.outputs[0].dtype == "float32" and operation.code in floats.FUNCTIONS
+        made = floats.compute(operation, arrays) if is_float else kernels[operation.code](operation, arrays)
+        values[operation.outputs[0].name] = made
     return values
 
 
 # ---- parameters
-
-
-def scale_of(tensor: Tensor | None) -> float:
-    """The scale, as the float32 that it is."""
-    if tensor is None or tensor.scale is None:
-        raise KeyError("the tensor is not quantized")
-    return float(tensor.scale[0])
-
-
-def zero_of(tensor: Tensor | None) -> int:
-    """The zero point."""
-    return 0 if tensor is None or tensor.zero_point is None else int(tensor.zero_point[0])
 
 
 def bounds(operation: Operation) -> tuple[int, int]:
@@ -91,11 +91,6 @@ def finish(operation: Operation, accumulator: np.ndarray) -> np.ndarray:
     return np.asarray(np.clip(accumulator + zero_of(operation.outputs[0]), low, high).astype(np.int8))
 
 
-def centred(operation: Operation, index: int, array: np.ndarray) -> np.ndarray:
-    """An input less its zero point, wide."""
-    return np.asarray(array.astype(np.int64) - zero_of(operation.inputs[index]))
-
-
 def requantize(operation: Operation, accumulator: np.ndarray, factors: Sequence[float]) -> np.ndarray:
     """Brings an accumulator to the output's scale, by one factor or one per channel (last axis)."""
     parts = [fp.quantize_multiplier(factor) for factor in factors]
@@ -116,23 +111,12 @@ def channel_factors(operation: Operation, index: int = 0) -> list[float]:
 # ---- convolutions and matrices
 
 
-def _window_starts(operation: Operation, axis: int, kernel: int) -> tuple[int, int, int]:
-    """Stride, dilation and the pad before an axis (0 for height, 1 for width)."""
-    stride = int(operation.options["strideW" if axis else "strideH"])
-    dilation = int(operation.options.get("dilationWFactor" if axis else "dilationHFactor", 1))
-    first = operation.inputs[0]
-    size = 0 if first is None else first.shape[1 + axis]
-    out = operation.outputs[0].shape[1 + axis]
-    total = max((out - 1) * stride + (kernel - 1) * dilation + 1 - size, 0)
-    return stride, dilation, total // 2 if operation.options["padding"] == 0 else 0
-
-
 def _patches(operation: Operation, x: np.ndarray, kernel: tuple[int, int]) -> np.ndarray:
     """The windows of an image, [batch, out height, out width, kernel height, kernel width, channels]."""
     out = operation.outputs[0].shape[1:3]
     result = x
     for axis in (0, 1):
-        stride, dilation, before = _window_starts(operation, axis, kernel[axis])
+        stride, dilation, before = window(operation, axis, kernel[axis])
         index = np.arange(out[axis])[:, None] * stride + np.arange(kernel[axis])[None] * dilation - before
         place = 1 + 2 * axis
         size = result.shape[place]
@@ -144,60 +128,17 @@ def _patches(operation: Operation, x: np.ndarray, kernel: tuple[int, int]) -> np
     return result.transpose(0, 1, 3, 2, 4, 5)
 
 
-@kernel("CONV_2D")
+@kernel("CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV")
 def conv(operation: Operation, arrays: Sequence[np.ndarray]) -> np.ndarray:
     """Sums in int32 over windows, pads standing for zero."""
-    x, weight = centred(operation, 0, arrays[0]), arrays[1].astype(np.int64)
-    patches = _patches(operation, x, (weight.shape[1], weight.shape[2]))
-    groups = x.shape[-1] // weight.shape[-1]
-    parts = np.split(patches, groups, axis=-1)
-    weights = np.split(weight, groups, axis=0)
-    made = [
-        np.einsum("bhwijc,oijc->bhwo", part, w, optimize=True) for part, w in zip(parts, weights, strict=True)
-    ]
-    accumulator = np.concatenate(made, axis=-1) + arrays[2].astype(np.int64)
-    return requantize(operation, accumulator, channel_factors(operation))
-
-
-@kernel("DEPTHWISE_CONV_2D")
-def depthwise(operation: Operation, arrays: Sequence[np.ndarray]) -> np.ndarray:
-    """As CONV_2D, each input channel with its own kernels."""
-    x, weight = centred(operation, 0, arrays[0]), arrays[1].astype(np.int64)[0]
-    each = weight.shape[-1] // x.shape[-1]
-    patches = np.repeat(_patches(operation, x, (weight.shape[0], weight.shape[1])), each, axis=-1)
-    accumulator = (patches * weight).sum(axis=(3, 4)) + arrays[2].astype(np.int64)
-    return requantize(operation, accumulator, channel_factors(operation))
-
-
-@kernel("TRANSPOSE_CONV")
-def transpose_conv(operation: Operation, arrays: Sequence[np.ndarray]) -> np.ndarray:
-    """Scatters each input over a window of the output."""
-    weight, x = arrays[1].astype(np.int64), centred(operation, 2, arrays[2])
-    shape = operation.outputs[0].shape
-    accumulator = np.zeros(shape, np.int64)
-    befores = []
-    for axis in (0, 1):
-        stride = int(operation.options["strideW" if axis else "strideH"])
-        total = max((x.shape[1 + axis] - 1) * stride + weight.shape[1 + axis] - shape[1 + axis], 0)
-        befores.append(total // 2 if operation.options["padding"] == 0 else 0)
-    for row in range(x.shape[1]):
-        for column in range(x.shape[2]):
-            top = row * int(operation.options["strideH"]) - befores[0]
-            left = column * int(operation.options["strideW"]) - befores[1]
-            spread = np.einsum("bc,oijc->bijo", x[:, row, column], weight)
-            for i in range(weight.shape[1]):
-                for j in range(weight.shape[2]):
-                    if 0 <= top + i < shape[1] and 0 <= left + j < shape[2]:
-                        accumulator[:, top + i, left + j] += spread[:, i, j]
-    accumulator += arrays[3].astype(np.int64)
-    return requantize(operation, accumulator, channel_factors(operation, 2))
+    factors = channel_factors(operation, DATA_INPUT.get(operation.code, 0))
+    return requantize(operation, accumulate(operation, arrays), factors)
 
 
 @kernel("FULLY_CONNECTED")
 def fully_connected(operation: Operation, arrays: Sequence[np.ndarray]) -> np.ndarray:
     """A matrix product, rounded once; with one weight scale its product with the input's is a float32."""
-    x, weight = centred(operation, 0, arrays[0]), centred(operation, 1, arrays[1])
-    accumulator = x.reshape(-1, weight.shape[1]) @ weight.T + arrays[2].astype(np.int64)
+    accumulator = accumulate(operation, arrays)
     tensor, output = operation.inputs[1], operation.outputs[0]
     factors = channel_factors(operation)
     if tensor is not None and tensor.scale is not None and tensor.scale.size == 1:
@@ -206,13 +147,13 @@ def fully_connected(operation: Operation, arrays: Sequence[np.ndarray]) -> np.nd
     parts = [fp.quantize_multiplier(factor) for factor in factors]
     multiplier = np.array([part[0] for part in parts], np.int64)
     shift = np.array([part[1] for part in parts], np.int64)
-    return finish(operation, fp.multiply_once(accumulator, multiplier, shift)).reshape(output.shape)
+    return finish(operation, fp.multiply_once(accumulator, multiplier, shift))
 
 
 @kernel("BATCH_MATMUL")
 def batch_matmul(operation: Operation, arrays: Sequence[np.ndarray]) -> np.ndarray:
     """A product of two computed matrices."""
-    accumulator = centred(operation, 0, arrays[0]) @ centred(operation, 1, arrays[1])
+    accumulator = accumulate(operation, arrays)
     product = np.float32(scale_of(operation.inputs[0])) * np.float32(scale_of(operation.inputs[1]))
     return requantize(operation, accumulator, [float(product) / scale_of(operation.outputs[0])])
 

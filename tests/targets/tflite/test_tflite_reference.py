@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tflite_models import model, node, platform
 
-from edgeopt.targets.tflite import Tflite
+from edgeopt.targets.tflite import Tflite, exact, xnnpack
 from edgeopt.targets.tflite.flatbuffer import read, write
 from edgeopt.targets.tflite.lower import lower
 from edgeopt.targets.tflite.program import Program
@@ -239,6 +239,10 @@ def test_one_operator(name, seed):
     assert np.array_equal(expected, run_file(program, feeds, kinds.BUILTIN_REF))
     fast = run_file(program, feeds, kinds.AUTO)
     assert np.abs(expected.astype(int) - fast.astype(int)).max() <= 1
+    stated = execute(program, feeds, xnnpack.KERNELS)[program.outputs[0].name]
+    assert np.array_equal(stated, fast)
+    true = execute(program, feeds, exact.KERNELS)[program.outputs[0].name]
+    assert np.abs(expected.astype(int) - true.astype(int)).max() <= 1
 
 
 def test_the_file_read_back_computes_the_same():
