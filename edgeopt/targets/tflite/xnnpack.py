@@ -54,6 +54,11 @@ def factor(ratio: float) -> int:
     return int(np.rint(np.float32(2**FACTOR_BITS) * np.float32(ratio)))
 
 
+def _takes(ratio: float) -> bool:
+    """Whether a ratio of scales is one that XNNPACK has a factor of 8 bits for."""
+    return bool(2.0**-FACTOR_BITS <= ratio <= 2.0 ** (FACTOR_BITS - 1))
+
+
 @_kernel("CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "FULLY_CONNECTED")
 def weighted(operation: Operation, arrays: Sequence[np.ndarray]) -> np.ndarray:
     """The integer sum by a float32 factor per channel."""
@@ -94,21 +99,27 @@ def add(operation: Operation, arrays: Sequence[np.ndarray]) -> np.ndarray:
 
 @_kernel("MEAN")
 def mean(operation: Operation, arrays: Sequence[np.ndarray]) -> np.ndarray:
-    """The integer sum by a float32 factor that holds the count."""
+    """The sum of the stored integers by a float32 factor that holds the count, both zero points in float."""
     axes = tuple(int(axis) for axis in np.atleast_1d(arrays[1]))
-    total = centred(operation, 0, arrays[0]).sum(axis=axes, keepdims=bool(operation.options.get("keepDims")))
-    count = np.float32(np.prod([arrays[0].shape[axis] for axis in axes]))
-    ratio = np.float32(np.float32(1) / count) * np.float32(_scale(operation) / _made(operation))
-    return steps(operation, total.astype(np.float32) * ratio)
+    total = arrays[0].sum(axis=axes, keepdims=bool(operation.options.get("keepDims")), dtype=np.int64)
+    count = int(np.prod([arrays[0].shape[axis] for axis in axes]))
+    ratio = _scale(operation) / _made(operation) / np.float32(count)
+    given, made = zero_of(operation.inputs[0]), zero_of(operation.outputs[0])
+    offset = np.float32(-given * count) * ratio + np.float32(made)
+    low, high = bounds(operation)
+    rounded = np.rint(total.astype(np.float32) * ratio + offset)
+    return np.asarray(np.clip(rounded, low, high).astype(np.int8))
 
 
 @_kernel("LEAKY_RELU")
 def leaky_relu(operation: Operation, arrays: Sequence[np.ndarray]) -> np.ndarray:
     """A factor of 8 bits on either side of zero."""
-    ratio = np.float32(_scale(operation) / _made(operation))
-    sloped = factor(float(ratio * np.float32(operation.options["alpha"])))
+    ratio = float(_scale(operation) / _made(operation))
+    slope = float(np.float32(ratio) * np.float32(operation.options["alpha"]))
+    if not (_takes(ratio) and _takes(abs(slope))):
+        return SPECIFIED[operation.code](operation, arrays)
     x = centred(operation, 0, arrays[0])
-    return _shifted(operation, np.where(x >= 0, x * factor(float(ratio)), x * sloped), FACTOR_BITS)
+    return _shifted(operation, np.where(x >= 0, x * factor(ratio), x * factor(slope)), FACTOR_BITS)
 
 
 @_kernel("QUANTIZE")
@@ -116,8 +127,10 @@ def quantize(operation: Operation, arrays: Sequence[np.ndarray]) -> np.ndarray:
     """From float by the inverse scale; from int8 by a factor of 8 bits."""
     if arrays[0].dtype == np.float32:
         return steps(operation, arrays[0] * (np.float32(1) / _made(operation)))
-    ratio = factor(float(_scale(operation) / _made(operation)))
-    return _shifted(operation, centred(operation, 0, arrays[0]) * ratio, FACTOR_BITS)
+    ratio = float(_scale(operation) / _made(operation))
+    if not _takes(ratio):
+        return SPECIFIED[operation.code](operation, arrays)
+    return _shifted(operation, centred(operation, 0, arrays[0]) * factor(ratio), FACTOR_BITS)
 
 
 @_kernel("RESIZE_BILINEAR")
@@ -134,7 +147,7 @@ def resize_bilinear(operation: Operation, arrays: Sequence[np.ndarray]) -> np.nd
         for row in (top, bottom)
     )
     total = (above << bits) + (below - above) * down
-    return ((total + (1 << (2 * bits - 1))) >> (2 * bits)).astype(np.int8)
+    return np.asarray(((total + (1 << (2 * bits - 1))) >> (2 * bits)).astype(np.int8))
 
 
 def _positions(
