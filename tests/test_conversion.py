@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 import edgeopt
 from edgeopt.errors import ModelError, UserError
@@ -44,7 +45,7 @@ def test_a_file_computes_the_same_with_channels_last(tmp_path: Path) -> None:
     interpreter.set_tensor(interpreter.get_input_details()[0]["index"], image.transpose(0, 2, 3, 1))
     interpreter.invoke()
     got = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
-    expected = onnx.reference.ReferenceEvaluator(proto).run(None, {"x": image})[0]
+    expected = ReferenceEvaluator(proto).run(None, {"x": image})[0]
     np.testing.assert_allclose(got.transpose(0, 3, 1, 2), expected, atol=1e-5)
     assert gc.isenabled()
 
