@@ -320,9 +320,10 @@ def stored_bytes(model: ir.Model, source: Any) -> int:
 def _raise(model: ir.Model) -> tuple[ir.Model, Change]:
     before = model.opset_imports.get("", 0)
     raised, reason = opset.raise_opset(model)
-    if reason is not None:
-        return raised, Change(notes=[reason])
-    return raised, Change(summary=f"opset {before} -> {raised.opset_imports.get('', before)}")
+    notes = [] if reason is None else [reason]
+    if raised is model:
+        return raised, Change(notes=notes)
+    return raised, Change(summary=f"opset {before} -> {raised.opset_imports.get('', before)}", notes=notes)
 
 
 def changed_options(step: Options) -> dict[str, Any]:

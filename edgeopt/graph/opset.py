@@ -31,7 +31,8 @@ def raise_opset(model: ir.Model, version: int = TARGET, seed: int = 0) -> tuple[
         seed: The seed of the inputs that the proof runs on.
 
     Returns:
-        The raised model and ``None``; or the model given and the reason why it stays, one sentence.
+        The raised model, and ``None`` or a sentence where it could not be proved; or the model given itself,
+        and why it stays.
     """
     current = model.opset_imports.get("", model.opset_imports.get("ai.onnx", 0))
     if current >= version:
@@ -51,7 +52,10 @@ def raise_opset(model: ir.Model, version: int = TARGET, seed: int = 0) -> tuple[
     raised = _restore(ir.from_proto(converted), model_in)
     shapes.infer_shapes(raised)
     if proof.model_bytes(model) > proof.WHOLE_MODEL:
-        return raised, None
+        return (
+            raised,
+            f"the model was raised to opset {version} unproved: above 1 GiB it is not run",
+        )
     try:
         difference = proof.compare_models(model, raised, seed)
     except RuntimeFailure as failure:

@@ -25,6 +25,7 @@ import onnxruntime
 
 from edgeopt.errors import RuntimeFailure
 from edgeopt.graph import seeds
+from edgeopt.graph.building import tensor_of
 from edgeopt.graph.execute import Executor, first_line
 from edgeopt.graph.region import feeds_of, open_session, part, read_by
 
@@ -267,15 +268,15 @@ class _Cut:
             if value in made or value in inputs:
                 continue
             producer = value.producer()
-            if value.const_value is None and producer is not None and _must_compute(value, nodes, after):
+            if tensor_of(value) is None and producer is not None and _must_compute(value, nodes, after):
                 nodes[producer] = None
                 made.update(producer.outputs)
                 frontier.extend(read_by(producer))
             else:
                 inputs[value] = None
         self.before, self.after = list(nodes), after
-        self.constants = {v: v.const_value for v in inputs if v.const_value is not None}
-        self.drawn = sorted((v for v in inputs if v.const_value is None), key=lambda v: v.name or "")
+        self.constants = {v: tensor for v in inputs if (tensor := tensor_of(v)) is not None}
+        self.drawn = sorted((v for v in inputs if v not in self.constants), key=lambda v: v.name or "")
         for value in self.drawn:
             if seeds.array(value, dict.fromkeys(seeds.symbols([value]), 1), 0) is None:
                 raise _CannotRun(f"nothing is known of the value {value.name!r}")

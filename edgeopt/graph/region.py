@@ -10,6 +10,7 @@ import onnx_ir as ir
 import onnxruntime
 
 from edgeopt.errors import RuntimeFailure
+from edgeopt.graph.building import tensor_of
 from edgeopt.graph.execute import first_line
 from edgeopt.graph.traversal import graphs_of, read_by
 
@@ -59,7 +60,7 @@ def part(
     for value in dict.fromkeys(value for node in nodes for value in read_by(node)):
         if value in made:
             continue
-        name, tensor = value.name or "", value.const_value
+        name, tensor = value.name or "", tensor_of(value)
         if tensor is None:
             graph.input.append(_info(name, value.dtype, None if value.shape is None else len(value.shape)))
         elif tensor.nbytes > INLINE and is_plain(tensor.dtype):

@@ -44,6 +44,7 @@ __all__ = [
     "NoMatch",
     "Replacement",
     "Result",
+    "Rewriter",
     "Rule",
     "another_reader",
     "constant",
@@ -81,7 +82,15 @@ class Surroundings(Protocol):
 
 
 @dataclass
-class _Walk:
+class Rewriter:
+    """Makes rewrites in one model, each asked for, proved and recorded.
+
+    Attributes:
+        model: The model, edited in place.
+        context: Whom to ask, and how to prove.
+        change: What was done so far.
+    """
+
     model: ir.Model
     context: Surroundings
     change: Change = field(default_factory=Change)
@@ -99,12 +108,13 @@ class _Walk:
                     if anchor.graph is not graph:
                         break
                     for nodes in candidate.matches(anchor):
-                        if self._try(candidate, nodes):
+                        if self.attempt(candidate, nodes):
                             changed = True
                             break
         return changed
 
-    def _try(self, candidate: Rule, nodes: Sequence[ir.Node]) -> bool:
+    def attempt(self, candidate: Rule, nodes: Sequence[ir.Node]) -> bool:
+        """Tries a rule on nodes that it matches, first to last; says whether it fired."""
         anchor = nodes[-1]
         if self.refused and (candidate.name, anchor.name or "") in self.refused:
             return False
@@ -222,7 +232,7 @@ def rewrite(
         return Change()
     notes = [] if prepared else prepare(model)
     before = model.clone() if context.verify == "full" else None
-    walk = _Walk(model, context)
+    walk = Rewriter(model, context)
     for _ in range(MAX_SWEEPS):
         walk.skipped.clear()
         with shape_values.remembered():

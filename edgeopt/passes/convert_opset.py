@@ -36,8 +36,9 @@ class ConvertOpset(Pass):
         if not context.allow(self.name, "the whole model"):
             return Change(summary=f"opset {before}")
         raised, note = raise_opset(model, self.opset, context.seed)
-        if note is not None:
-            return Change(summary=f"opset {before}", notes=[note])
+        notes = [] if note is None else [note]
+        if raised is model:
+            return Change(summary=f"opset {before}", notes=notes)
         model.graph = raised.graph
         model.ir_version = raised.ir_version
         for identifier in list(model.functions):
@@ -45,4 +46,5 @@ class ConvertOpset(Pass):
         return Change(
             summary=f"opset {before} -> {self.opset}",
             rewrites=[Rewrite(self.name, "the whole model")],
+            notes=notes,
         )

@@ -92,3 +92,10 @@ def test_published_models_are_raised(zoo: Path) -> None:
         after, note = raise_opset(before)
         assert note is None
         assert after.opset_imports[""] == 21
+
+
+def test_a_large_model_is_raised_with_a_note_that_it_is_unproved(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proof, "WHOLE_MODEL", 8)
+    after, note = raise_opset(model())
+    assert after.opset_imports[""] == 21
+    assert note == "the model was raised to opset 21 unproved: above 1 GiB it is not run"

@@ -209,6 +209,27 @@ def test_only_the_region_is_run() -> None:
     assert [item.error for item in change.rewrites] == [0.0]
 
 
+def test_constants_in_constant_nodes_are_used_and_not_drawn() -> None:
+    numbers = helper.make_tensor("numbers", TensorProto.FLOAT, [4], [1, 2, 3, 4])
+    nodes = [
+        N("Constant", [], ["c"], value=numbers),
+        N("Mul", ["x", "c"], ["a"]),
+        N("Div", ["a", "c"], ["y"]),
+    ]
+    after = model(nodes, {"x": ["n", 4]}, {})
+
+    @rule("Mul -> Div")
+    def cancel(first: ir.Node, second: ir.Node) -> Result:
+        one, two = constant(first.inputs[1]), constant(second.inputs[1])
+        assert one is not None
+        assert two is not None
+        return node("Mul", [first.inputs[0], initializer("quotient", one / two)])
+
+    change = rewrite(after, [cancel], Context())
+    assert [item.rule for item in change.rewrites] == ["Mul -> Div"]
+    assert not change.notes
+
+
 def test_several_outputs_are_compared() -> None:
     nodes = [N("Split", ["x"], ["a", "b"], num_outputs=2, axis=1), N("Sub", ["a", "b"], ["y"])]
     before = model(nodes, {"x": ["n", 4]}, {})

@@ -201,6 +201,40 @@ def test_equal_nodes_and_equal_weights_are_merged() -> None:
     assert original_names(after.graph[0]) == ("one", "two")
 
 
+def test_equal_nodes_that_cannot_be_run_stay_and_are_reported() -> None:
+    model = made(
+        [N("Relu", ["x"], ["a"]), N("Relu", ["x"], ["b"]), N("Add", ["a", "b"], ["y"])],
+        {"x": ["n", 4]},
+        ["y"],
+    )
+    model.graph.inputs[0].shape = None
+    for node in model.graph:
+        node.outputs[0].shape, node.outputs[0].type = None, None
+    step = passes.make("simplify")
+    assert isinstance(step, passes.Pass)
+    change = step.apply(model, Context())
+    assert operators(model) == ["Relu", "Relu", "Add"]
+    assert not change.rewrites
+    assert "'equal nodes'" in change.notes[0]
+    assert "unproved" in change.notes[0]
+
+
+def test_operators_of_unknown_domains_are_not_merged() -> None:
+    nodes = [N("Dice", ["x"], [name], domain="nobody") for name in "ab"]
+    graph = helper.make_graph(
+        [*nodes, N("Add", ["a", "b"], ["y"])],
+        "test",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [4])],
+    )
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("nobody", 1)]
+    model = ir.from_proto(helper.make_model(graph, opset_imports=opsets, ir_version=8))
+    step = passes.make("simplify")
+    assert isinstance(step, passes.Pass)
+    step.apply(model, Context(verify="off"))
+    assert operators(model) == ["Dice", "Dice", "Add"]
+
+
 def test_what_nothing_reads_goes() -> None:
     nodes = [N("Relu", ["x"], ["y"]), N("MatMul", ["x", "w"], ["unread"])]
     after, _ = simplified(made(nodes, {"x": ["n", 4]}, ["y"], {"w": np.ones((4, 4), np.float32)}))

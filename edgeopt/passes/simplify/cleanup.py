@@ -9,9 +9,13 @@ import onnx_ir as ir
 from onnx_ir.passes.common import LiftConstantsToInitializersPass, RemoveUnusedNodesPass
 
 from edgeopt.graph import names, region, traversal
-from edgeopt.graph.change import Change, Rewrite
+from edgeopt.graph.change import Change
+from edgeopt.graph.rewriting import Replacement, Rewriter, Rule
 from edgeopt.passes.base import Context
 from edgeopt.passes.simplify.folding import RANDOM
+
+_KNOWN = {"", "ai.onnx", "ai.onnx.ml", "com.microsoft"}
+"""Domains whose operators give the same result each time, but for those in ``RANDOM``."""
 
 _SMALL = 4096
 """Bytes of a constant that is looked at often, such as a shape."""
@@ -83,12 +87,15 @@ def _has_unread(node: ir.Node) -> bool:
 
 
 def merge_equal(model: ir.Model, context: Context) -> Change:
-    """Keeps one of several equal initializers and of several equal nodes of one graph, in place."""
-    change = Change()
+    """Keeps one of several equal initializers and of several equal nodes of one graph, in place.
+
+    Initializers are equal byte by byte, which is its own proof; nodes are proved as any rewrite is.
+    """
+    rewriter = Rewriter(model, context)
     for graph in traversal.graphs(model):
         _merge_initializers(graph)
-        _merge_nodes(graph, context, change)
-    return change
+        _merge_nodes(graph, rewriter)
+    return rewriter.change
 
 
 def _merge_initializers(graph: ir.Graph) -> None:
@@ -133,11 +140,10 @@ def _equal(one: ir.Value, two: ir.Value) -> bool:
     return left.size <= _GLANCE or np.array_equal(left, right)
 
 
-def _merge_nodes(graph: ir.Graph, context: Context, change: Change) -> None:
-    rule = "equal nodes"
+def _merge_nodes(graph: ir.Graph, rewriter: Rewriter) -> None:
     alike: dict[tuple[object, ...], list[ir.Node]] = {}
     for node in list(graph):
-        if node.op_type in RANDOM or node.op_type == "Dropout":
+        if node.op_type in RANDOM or node.op_type == "Dropout" or node.domain not in _KNOWN:
             continue
         if any(output.is_graph_output() for output in node.outputs) or traversal.subgraphs(node):
             continue
@@ -147,15 +153,18 @@ def _merge_nodes(graph: ir.Graph, context: Context, change: Change) -> None:
         if kept is None:
             some.append(node)
             continue
-        if not context.allow(rule, names.original_names(node)[-1]):
-            continue
-        for one, other in zip(node.outputs, kept.outputs, strict=True):
-            one.replace_all_uses_with(other)
-        replaced = names.original_names(node)
-        both = dict.fromkeys([*names.original_names(kept), *replaced])
-        kept.metadata_props[names.ORIGINAL_NAMES] = json.dumps(list(both))
-        graph.remove(node, safe=True)
-        change.rewrites.append(Rewrite(rule, replaced[-1], replaced, 0.0))
+        both = dict.fromkeys([*names.original_names(kept), *names.original_names(node)])
+        if rewriter.attempt(_EQUAL_NODES, [kept, node]):
+            kept.metadata_props[names.ORIGINAL_NAMES] = json.dumps(list(both))
+
+
+def _keep_first(kept: ir.Node, node: ir.Node) -> Replacement:
+    """Readers of the second of two equal nodes read the first."""
+    pairs = zip(node.outputs, kept.outputs, strict=True)
+    return Replacement({one: other for one, other in pairs if one.name}, [kept, node])
+
+
+_EQUAL_NODES = Rule("equal nodes", (frozenset(),), _keep_first, shared=True)
 
 
 def _same_attributes(one: ir.Node, two: ir.Node) -> bool:

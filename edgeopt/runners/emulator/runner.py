@@ -197,7 +197,7 @@ class Emulator(Board):
             for opened, _ in parts_of(Path(source), threads).values():
                 if opened.runtime != "tflite":
                     raise RuntimeFailure(
-                        f"the emulator's 32-bit system runs TFLite artifacts alone",
+                        "the emulator's 32-bit system runs TFLite artifacts alone",
                         hint="--target tflite when compiling, or a 64-bit device",
                     )
         return super().open(source, threads=threads)
