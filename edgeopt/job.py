@@ -14,7 +14,7 @@ from edgeopt import schema, targets
 from edgeopt.budget import Budget
 from edgeopt.data import DataSpec
 from edgeopt.errors import DataError, UserError
-from edgeopt.optimization import EXACT
+from edgeopt.optimization import EXACT, SCHEDULE
 from edgeopt.passes.base import STAGES, Options, Verify
 from edgeopt.platform import Device, Platform, load_platform
 from edgeopt.recipe import ModelEntry, PartEntry, RecipeFile
@@ -251,7 +251,7 @@ def describe(
             **({"scheme": scheme} if scheme is not None else {}),
             **({"keep_float": tuple(keep_float)} if keep_float else {}),
         }
-        names = [*structure_passes(), ("quantize", quantize)] if steps is None else None
+        names = [*structure_passes(), ("quantize", quantize), *schedule_passes()] if steps is None else None
         if names is None:
             raise UserError("give either passes, or scheme and keep_float")
         steps = make_steps(names)
@@ -270,13 +270,19 @@ def describe(
 
 def structure_passes() -> list[tuple[str, dict[str, Any]]]:
     """The exact passes of the platform's own plan, in order; fusions of other packages come last."""
-    others = [name for name in registry.names() if name.startswith("fuse-") and name not in EXACT]
+    known = {*EXACT, *SCHEDULE}
+    others = [name for name in registry.names() if name.startswith("fuse-") and name not in known]
     return [(name, {}) for name in (*EXACT, *others)]
 
 
+def schedule_passes() -> list[tuple[str, dict[str, Any]]]:
+    """The exact passes that come after quantization, in order."""
+    return [(name, {}) for name in SCHEDULE]
+
+
 def default_passes() -> list[tuple[str, dict[str, Any]]]:
-    """The platform's own plan: every exact pass, then quantization as its rules allow."""
-    return [*structure_passes(), ("quantize", {})]
+    """The platform's own plan: the exact passes, quantization as its rules allow, and what comes last."""
+    return [*structure_passes(), ("quantize", {}), *schedule_passes()]
 
 
 def code_name(code: str) -> str:

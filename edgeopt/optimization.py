@@ -29,11 +29,18 @@ EXACT = (
     "fuse-gelu",
     "fuse-hard-swish",
     "fuse-layer-norm",
+    "fuse-instance-norm",
     "fuse-arithmetic",
 )
 """The exact passes that any further pass may follow, in order."""
 
-STANDARD = (*EXACT, "merge-products", "merge-moves", "reduce-pools", "simplify")
+KERNELS = ("fuse-rms-norm", "fuse-attention", "fuse-rotary")
+"""Fusions into large operators, in order: they come after quantization, which has no use for these."""
+
+SCHEDULE = (*KERNELS, "fuse-silu")
+"""The exact passes that come last, in order; with a platform they fire as its kernels allow."""
+
+STANDARD = (*EXACT, *KERNELS, "merge-products", "merge-moves", "reduce-pools", "simplify")
 """The passes that ``optimize`` runs by default, in order."""
 
 LARGEST_PROTO = 2**31 - 1
