@@ -210,15 +210,7 @@ def attentions() -> Iterator[Block]:
             yield name, model(nodes, given, outputs, constants), given
 
 
-def silus() -> Iterator[Block]:
-    """x · Sigmoid(x)."""
-    for rows, width in [(16, 128), (128, 768)]:
-        x = numbers(1, rows, width)
-        nodes = [N("Sigmoid", ["x"], ["s"]), N("Mul", ["x", "s"], ["y"])]
-        yield f"SiLU {rows}x{width}", model(nodes, {"x": x}, ["y"], {}), {"x": x}
-
-
-BLOCKS: tuple[Callable[[], Iterator[Block]], ...] = (rms_norms, instance_norms, rotary, attentions, silus)
+BLOCKS: tuple[Callable[[], Iterator[Block]], ...] = (rms_norms, instance_norms, rotary, attentions)
 
 
 def blocks(rounds: int) -> None:
@@ -265,6 +257,8 @@ def others(rounds: int) -> None:
         show(f"SkipSimplifiedLayerNormalization {size}", one, two, given, rounds)
         gate = [N("Sigmoid", ["x"], ["s"]), N("Mul", ["x", "s"], ["y"])]
         alone = {"x": x}
+        quick = model([N("QuickGelu", ["x"], ["y"], domain="com.microsoft", alpha=1.0)], alone, ["y"], {})
+        show(f"QuickGelu {size}", model(gate, alone, ["y"], {}), quick, alone, rounds)
         swish = model([N("Swish", ["x"], ["y"])], alone, ["y"], {}, 24)
         show(f"Swish {size}", model(gate, alone, ["y"], {}), swish, alone, rounds)
         mish = [N("Softplus", ["x"], ["p"]), N("Tanh", ["p"], ["t"]), N("Mul", ["x", "t"], ["y"])]

@@ -37,8 +37,8 @@ EXACT = (
 KERNELS = ("fuse-rms-norm", "fuse-attention", "fuse-rotary")
 """Fusions into large operators, in order: they come after quantization, which has no use for these."""
 
-SCHEDULE = (*KERNELS, "fuse-silu")
-"""The exact passes that come last, in order; with a platform they fire as its kernels allow."""
+SCHEDULE = KERNELS
+"""The exact passes that come last, in order."""
 
 STANDARD = (*EXACT, *KERNELS, "merge-products", "merge-moves", "reduce-pools", "simplify")
 """The passes that ``optimize`` runs by default, in order."""

@@ -19,6 +19,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
+from edgeopt.graph.dimensions import Size, sizes
 from edgeopt.graph.rewriting import (
     NoMatch,
     Replacement,
@@ -60,9 +61,9 @@ class _Operand:
     heads: int = 0
 
     @property
-    def shape(self) -> tuple[int | str | None, ...]:
+    def shape(self) -> tuple[Size, ...]:
         """The shape [batch, heads, length, width]."""
-        given = dims(self.value) or ()
+        given = sizes(self.value) or ()
         return tuple(given[axis] for axis in self.order)
 
     def transposed(self) -> ir.Value:
@@ -123,7 +124,7 @@ class _Parts:
 
 
 def _build(parts: _Parts, softmax: ir.Node) -> Result:
-    scores = dims(softmax.outputs[0]) or ()
+    scores = sizes(softmax.outputs[0]) or ()
     if parts.query.value.dtype != ir.DataType.FLOAT:
         return NoMatch("it does not compute in float32")
     _ungroup(parts)
@@ -228,11 +229,11 @@ def _key(value: ir.Value | None) -> tuple[_Operand, float] | None:
 def _reshaped_key(x: ir.Value, reshape: ir.Node, nodes: list[ir.Node]) -> _Operand | None:
     """k where only the leading axes of its transposition were split: the reshape goes before it."""
     transpose = None if reshape.inputs[0] is None else reshape.inputs[0].producer()
-    given, wanted = dims(reshape.inputs[0]), dims(x)
+    given, wanted = sizes(reshape.inputs[0]), sizes(x)
     if transpose is None or transpose.op_type != "Transpose" or given is None or wanted is None:
         return None
     source = transpose.inputs[0]
-    if source is None or len(given) != 3 or given[-2:] != wanted[-2:] or None in wanted:
+    if source is None or len(given) != 3 or given[-2:] != wanted[-2:]:
         return None
     order = transpose.attributes.get_ints("perm", (2, 1, 0))
     inner = (order[0], order[2], order[1])
@@ -241,16 +242,16 @@ def _reshaped_key(x: ir.Value, reshape: ir.Node, nodes: list[ir.Node]) -> _Opera
         return None
     before = source
     if inner != (0, 1, 2):
-        moved = tuple((dims(source) or (None,) * 3)[axis] for axis in inner)
+        moved = tuple((sizes(source) or (1, 1, 1))[axis] for axis in inner)
         before = _like(node("Transpose", [source], {"perm": inner}), source, moved)
     else:
         maker = source.producer()  # a reshape that only joined the leading axes is undone
-        if maker is not None and maker.op_type == "Reshape" and dims(maker.inputs[0]) == shape:
+        if maker is not None and maker.op_type == "Reshape" and sizes(maker.inputs[0]) == shape:
             assert maker.inputs[0] is not None
             ends = [reshape, transpose, maker]
             return _Operand(maker.inputs[0], (0, 1, 2, 3), [*nodes, *ends])
-    sizes = [size if isinstance(size, int) else -1 for size in shape]
-    target = initializer(f"{reshape.name}.shape", np.array(sizes, np.int64))
+    wanted_sizes = [size if isinstance(size, int) else -1 for size in shape]
+    target = initializer(f"{reshape.name}.shape", np.array(wanted_sizes, np.int64))
     split = _like(node("Reshape", [before, target]), source, shape)
     return _Operand(split, (0, 1, 2, 3), [*nodes, reshape, transpose])
 
@@ -269,8 +270,8 @@ def _split(operand: _Operand) -> _Operand:
             maker = value.producer()
     if order != SPLIT or maker is None or maker.op_type != "Reshape" or maker.inputs[0] is None:
         return operand
-    rows, split = dims(maker.inputs[0]), dims(value)
-    if rows is None or split is None or len(rows) != 3 or None in split or rows[:2] != split[:2]:
+    rows, split = sizes(maker.inputs[0]), sizes(value)
+    if rows is None or split is None or len(rows) != 3 or rows[:2] != split[:2]:
         return operand
     heads, width = split[2], split[3]
     if not isinstance(heads, int) or not isinstance(width, int) or rows[2] != heads * width:
@@ -301,10 +302,10 @@ def _repeated(operand: _Operand) -> tuple[_Operand, list[ir.Node]] | None:
     source = None if unsqueeze is None else unsqueeze.inputs[0]
     if unsqueeze is None or source is None or unsqueeze.op_type not in ("Unsqueeze", "Reshape"):
         return None
-    shape, wide, whole = dims(source), dims(expand.outputs[0]), operand.shape
-    if shape is None or wide is None or len(shape) != 4 or len(wide) != 5 or None in wide:
+    shape, wide, whole = sizes(source), sizes(expand.outputs[0]), operand.shape
+    if shape is None or wide is None or len(shape) != 4 or len(wide) != 5:
         return None
-    if dims(unsqueeze.outputs[0]) != (*shape[:2], 1, *shape[2:]) or None in shape:
+    if sizes(unsqueeze.outputs[0]) != (*shape[:2], 1, *shape[2:]):
         return None
     if (*wide[:2], *wide[3:]) != shape or whole[2:] != shape[2:] or whole[0] != shape[0]:
         return None
@@ -317,7 +318,7 @@ def _not_alike(query: _Operand, key: _Operand, value: _Operand) -> str:
     one, two, three = query.shape, key.shape, value.shape
     if len({len(shape) for shape in (one, two, three)}) > 1:
         return "its operands have different numbers of axes"
-    if one[0] is None or one[0] != two[0] or one[0] != three[0]:
+    if one[0] != two[0] or one[0] != three[0]:
         return "its operands may differ in the size of the batch"
     if len(one) == 3:
         return ""
@@ -328,13 +329,13 @@ def _not_alike(query: _Operand, key: _Operand, value: _Operand) -> str:
 
 
 def _whole_mask(
-    mask: ir.Value | None, query: _Operand, scores: Sequence[int | str | None], softmax: ir.Node
+    mask: ir.Value | None, query: _Operand, scores: Sequence[Size], softmax: ir.Node
 ) -> ir.Value | NoMatch | None:
     """The mask with both of its last axes whole, as the operator wants it."""
     if mask is None:
         return None
-    shape, length, keys = dims(mask), scores[-2], scores[-1]
-    if shape is None or length is None or keys is None or mask.dtype != query.value.dtype:
+    shape, length, keys = sizes(mask), scores[-2], scores[-1]
+    if shape is None or mask.dtype != query.value.dtype:
         return NoMatch("the shape or type of its mask is not known")
     if len(scores) == 3 and len(shape) == 3 and shape[0] != 1:
         return NoMatch("its mask differs within a batch of one head")
@@ -413,25 +414,26 @@ def _joined(parts: _Parts) -> tuple[ir.Value, list[ir.Node]] | None:
     reshape = sole_reader(transpose.outputs[0])
     if tuple(transpose.attributes.get_ints("perm", ())) != SPLIT or reshape is None:
         return None
-    given, wanted = dims(transpose.outputs[0]), dims(reshape.outputs[0])
+    given, wanted = sizes(transpose.outputs[0]), sizes(reshape.outputs[0])
     if reshape.op_type != "Reshape" or given is None or wanted is None or len(wanted) != 3:
         return None
     heads, width = given[2], given[3]
-    if not isinstance(heads, int) or not isinstance(width, int) or None in wanted:
+    if not isinstance(heads, int) or not isinstance(width, int):
         return None
     if wanted != (*given[:2], heads * width):
         return None
     return reshape.outputs[0], [transpose, reshape]
 
 
-def _like(item: ir.Node, source: ir.Value, shape: Sequence[int | str | None]) -> ir.Value:
+def _like(item: ir.Node, source: ir.Value, shape: Sequence[object]) -> ir.Value:
     """The output of a new node, with what is known of it."""
     _describe(item.outputs[0], source, shape)
     return item.outputs[0]
 
 
-def _describe(value: ir.Value, source: ir.Value, shape: Sequence[int | str | None]) -> None:
-    value.type, value.shape = source.type, ir.Shape(list(shape))
+def _describe(value: ir.Value, source: ir.Value, shape: Sequence[object]) -> None:
+    known = [size if isinstance(size, (int, str)) else None for size in shape]
+    value.type, value.shape = source.type, ir.Shape(known)
 
 
 @dataclass(frozen=True)
