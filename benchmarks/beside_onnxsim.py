@@ -1,92 +1,83 @@
 """edgeopt's exact passes beside onnxsim and onnxslim, model by model.
 
-    python benchmarks/beside_onnxsim.py run FOLDER ... --rows rows.jsonl [--tools T ...] [--latency]
-    python benchmarks/beside_onnxsim.py show rows.jsonl
+    python -m benchmarks.beside_onnxsim run FOLDER ... --rows rows.jsonl [--tools T ...] [--latency]
+    python -m benchmarks.beside_onnxsim show rows.jsonl
 
-Every tool runs in a child of its own, forked when all are imported. A row says how many standard
-operators are left at the input's opset (through subgraphs, functions expanded, constants not counted),
-bytes of the file, CPU seconds and growth of the resident set during the simplification, whether
-onnxruntime gives the same outputs on seeded inputs, and with ``--latency`` the time of a call beside the
-original's, rounds interleaved, at onnxruntime's default optimization and with it off. ``edgeopt`` proves
-every rewrite; ``edgeopt-off`` proves none. Rows that are there already are not measured again.
+Every tool runs in a process of its own that has imported nothing else (``simplifier.py``), and every model
+in a fork of it. A row says how many standard operators are left at the input's opset (through subgraphs,
+functions expanded, constants not counted), bytes of the file, CPU seconds without imports and with them
+(what a user waits for who calls the tool once), the peak of the resident set, whether onnxruntime gives the
+same outputs on seeded inputs, and with ``--latency`` the time of a call beside the original's, rounds
+interleaved in one process, at onnxruntime's default optimization and with it off; a second session of the
+original tells the noise. ``edgeopt`` proves every rewrite; ``edgeopt-off`` proves none. Rows that are there
+already are not measured again.
 """
 
 from __future__ import annotations
 
 import argparse
 import collections
-import importlib
 import json
-import os
-import resource
-import signal
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 import onnxruntime
 
 from benchmarks.exactness import SIZES
 from edgeopt.graph import seeds
-from edgeopt.optimization import STANDARD, exact_passes, optimize
 
 TOOLS = ("onnxsim", "onnxslim", "edgeopt-off", "edgeopt")
 PEERS = ("onnxsim", "onnxslim")
-TIMEOUT = 400
-"""Seconds after which a tool is given up on one model."""
+
+ROUNDS = 25
+"""Rounds of a latency measurement; in each every model runs for at least a hundredth of a second."""
+
+TWIN = "twin"
+"""A second session of the original: its time over the first one's is the noise."""
 
 
-def simplify(tool: str, source: Path, out: Path) -> None:
-    """Runs one tool in this process."""
-    if tool == "onnxsim":
-        import onnxsim
+class Simplifier:
+    """A tool in a process of its own."""
 
-        simplified, _ = onnxsim.simplify(str(source))
-        onnx.save(simplified, out)
-    elif tool == "onnxslim":
-        import onnxslim
+    def __init__(self, tool: str) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, Path(__file__).with_name("simplifier.py"), tool],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        self.imports: float = self._answer()["imports"]
 
-        onnxslim.slim(str(source), str(out))
-    else:
-        onnx.save(optimize(source, verify="off" if tool == "edgeopt-off" else "fast"), out)
+    def run(self, source: Path, out: Path) -> dict[str, Any]:
+        """Simplifies a model: CPU seconds, memory, or why it failed."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps([str(source.resolve()), str(out.resolve())]) + "\n")
+        self._process.stdin.flush()
+        row = self._answer()
+        return {**row, "process": row["cpu"] + self.imports} if "cpu" in row else row
 
+    def close(self) -> None:
+        """Ends the process."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
 
-def measured(tool: str, source: Path, out: Path) -> dict[str, Any]:
-    """Runs one tool in a child of its own: CPU seconds, growth of memory, or why it failed."""
-    reader, writer = os.pipe()
-    child = os.fork()
-    if not child:
-        os.close(reader)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        os._exit(_in_child(tool, source, out, writer))
-    os.close(writer)
-    with os.fdopen(reader) as lines:
-        text = lines.read()
-    _, status = os.waitpid(child, 0)
-    if not text:
-        return {"failed": f"it ended with status {status} (a signal, or more than {TIMEOUT} s)"}
-    found: dict[str, Any] = json.loads(text)
-    return found
-
-
-def _in_child(tool: str, source: Path, out: Path, writer: int) -> int:
-    signal.alarm(TIMEOUT)
-    at_start, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
-    try:
-        simplify(tool, source, out)
-        used = resource.getrusage(resource.RUSAGE_SELF)
-        row = {"cpu": time.process_time() - start, "memory": (used.ru_maxrss - at_start) * 1024}
-    except BaseException as failure:  # a tool may raise anything; that is its result here
-        row = {"failed": f"{type(failure).__name__}: {str(failure)[:200]}"}
-    with os.fdopen(writer, "w") as pipe:
-        json.dump(row, pipe)
-    return 0
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit(f"{self._process.args!r} ended: is the tool installed?")
+        found: dict[str, Any] = json.loads(line)
+        return found
 
 
 def operators(model: ir.Model) -> collections.Counter[str]:
@@ -144,11 +135,12 @@ def session(path: Path, off: bool) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def latencies(source: Path, files: Mapping[str, Path], off: bool, rounds: int = 15) -> dict[str, float]:
-    """Per tool the median over rounds of its time over the original's in the same round."""
+def latencies(source: Path, files: Mapping[str, Path], off: bool) -> dict[str, float]:
+    """Per tool, and for a twin of the original, the median over rounds of its time over the original's."""
     feeds = feeds_of(source)
     sessions = {
         "original": session(source, off),
+        TWIN: session(source, off),
         **{tool: session(path, off) for tool, path in files.items()},
     }
     calls = {tool: {v.name: feeds[v.name] for v in opened.get_inputs()} for tool, opened in sessions.items()}
@@ -159,7 +151,7 @@ def latencies(source: Path, files: Mapping[str, Path], off: bool, rounds: int = 
     sessions["original"].run(None, calls["original"])
     repeats = max(1, int(0.01 / max(1e-5, time.perf_counter() - start)))
     order = list(sessions)
-    for number in range(rounds):
+    for number in range(ROUNDS):
         for tool in order[number % len(order) :] + order[: number % len(order)]:
             start = time.perf_counter()
             for _ in range(repeats):
@@ -167,22 +159,24 @@ def latencies(source: Path, files: Mapping[str, Path], off: bool, rounds: int = 
             times[tool].append(time.perf_counter() - start)
     return {
         tool: statistics.median(one / base for one, base in zip(times[tool], times["original"], strict=True))
-        for tool in files
+        for tool in order[1:]
     }
 
 
-def rows_of(source: Path, tools: Sequence[str], latency: bool, keep: Path | None) -> Iterable[dict[str, Any]]:
+def rows_of(
+    source: Path, tools: Mapping[str, Simplifier], latency: bool, keep: Path | None
+) -> Iterable[dict[str, Any]]:
     """Measures every tool on one model."""
     with tempfile.TemporaryDirectory() as folder:
         original = ir.load(source)
-        counts = operators(original)
         opset = original.opset_imports.get("", 0)
-        yield {"model": source.stem, "tool": "original", "nodes": counts.total(), "bytes": size(source)}
+        first: dict[str, Any] = {"model": source.stem, "tool": "original"}
+        first |= {"nodes": operators(original).total(), "bytes": size(source)}
         files = {}
-        rows = []
-        for tool in tools:
+        rows = [first]
+        for tool, simplifier in tools.items():
             out = (keep or Path(folder)) / f"{source.stem}.{tool}.onnx"
-            row = {"model": source.stem, "tool": tool, **measured(tool, source, out)}
+            row = {"model": source.stem, "tool": tool, **simplifier.run(source, out)}
             if "failed" not in row:
                 simplified = ir.load(out)
                 left = operators(simplified)
@@ -199,6 +193,7 @@ def rows_of(source: Path, tools: Sequence[str], latency: bool, keep: Path | None
         if latency and files:
             for key, off in (("latency", False), ("latency_off", True)):
                 found = latencies(source, files, off)
+                first[f"{key}_twin"] = found.pop(TWIN)
                 for row in rows:
                     if row["tool"] in found:
                         row[key] = found[row["tool"]]
@@ -215,7 +210,8 @@ def show(path: Path) -> None:
     rows: dict[str, dict[str, dict[str, Any]]] = {}
     for line in path.read_text().splitlines():
         row = json.loads(line)
-        rows.setdefault(row["model"], {})[row["tool"]] = row
+        known = rows.setdefault(row["model"], {})
+        known[row["tool"]] = {**known.get(row["tool"], {}), **row}
     heads = ("nodes", *PEERS, "edgeopt")
     print(f"{'model':44} " + " ".join(f"{head:>8}" for head in heads) + "  CPU s (sim, slim, off, proved)")
     more, fewer, equal, wrong = [], 0, 0, collections.Counter[str]()
@@ -242,7 +238,8 @@ def show(path: Path) -> None:
         f"fewer than the better peer on {fewer}, as many on {equal}, more on {len(more)}: {'; '.join(more)}"
     )
     print("failed or wrong:", dict(wrong))
-    for key in ("cpu", "memory", "bytes", "latency", "latency_off"):
+    show_latencies(rows.values())
+    for key in ("cpu", "process", "memory", "bytes", "latency", "latency_off"):
         both = [
             {tool: row[key] for tool, row in by_tool.items() if right(row) and row.get(key) is not None}
             for by_tool in rows.values()
@@ -255,7 +252,29 @@ def show(path: Path) -> None:
             ]
             if ratios:
                 middle, worst = statistics.median(ratios), max(ratios)
-                print(f"{key}: {tool} over the better peer: median {middle:.3f}, worst {worst:.2f}")
+                print(
+                    f"{key}: {tool} over the better peer: median {middle:.3f}, worst {worst:.2f}, n {len(ratios)}"
+                )
+
+
+def show_latencies(models: Iterable[dict[str, dict[str, Any]]]) -> None:
+    """Prints every tool's latency over the original's, and the noise of such a ratio."""
+    models = list(models)
+    for key, setting in (("latency", "optimizing"), ("latency_off", "as it is")):
+        twins = [
+            abs(by_tool["original"][f"{key}_twin"] - 1)
+            for by_tool in models
+            if f"{key}_twin" in by_tool["original"]
+        ]
+        if not twins:
+            continue
+        middle = ", ".join(
+            f"{tool} {statistics.median(found):.3f}"
+            for tool in TOOLS
+            if (found := [by_tool[tool][key] for by_tool in models if key in by_tool.get(tool, {})])
+        )
+        print(f"latency over the original's, onnxruntime {setting}, {len(twins)} models, medians: {middle};")
+        print(f"    noise of a ratio: median {statistics.median(twins):.3f}, worst {max(twins):.3f}")
 
 
 def right(row: Mapping[str, Any]) -> bool:
@@ -281,20 +300,26 @@ def main() -> None:
     if arguments.what == "show":
         show(Path(arguments.arguments[0]))
     else:
-        for tool in PEERS:
-            if tool in arguments.tools:
-                importlib.import_module(tool)
-        exact_passes(STANDARD)  # imports them
         done = set()
         if arguments.rows.exists():
             lines = map(json.loads, arguments.rows.read_text().splitlines())
             done = {(row["model"], row["tool"]) for row in lines}
-        sources = [path for folder in arguments.arguments for path in sorted(Path(folder).rglob("*.onnx"))]
+        sources = [path for folder in arguments.arguments for path in found_in(Path(folder))]
+        simplifiers = {tool: Simplifier(tool) for tool in arguments.tools}
+        for tool, simplifier in simplifiers.items():
+            print(f"{tool}: {simplifier.imports:.2f} CPU seconds to import")
         for source in sources:
-            tools = [tool for tool in arguments.tools if (source.stem, tool) not in done]
-            for row in rows_of(source, tools, arguments.latency, arguments.keep) if tools else ():
+            todo = {tool: item for tool, item in simplifiers.items() if (source.stem, tool) not in done}
+            for row in rows_of(source, todo, arguments.latency, arguments.keep) if todo else ():
                 with arguments.rows.open("a") as file:
                     file.write(json.dumps(row) + "\n")
+        for simplifier in simplifiers.values():
+            simplifier.close()
+
+
+def found_in(place: Path) -> list[Path]:
+    """A model, or the models of a folder."""
+    return [place] if place.is_file() else sorted(place.rglob("*.onnx"))
 
 
 if __name__ == "__main__":
