@@ -252,9 +252,8 @@ def show(path: Path) -> None:
             ]
             if ratios:
                 middle, worst = statistics.median(ratios), max(ratios)
-                print(
-                    f"{key}: {tool} over the better peer: median {middle:.3f}, worst {worst:.2f}, n {len(ratios)}"
-                )
+                over = f"{key}: {tool} over the better peer"
+                print(f"{over}: median {middle:.4f}, worst {worst:.2f}, {len(ratios)} models")
 
 
 def show_latencies(models: Iterable[dict[str, dict[str, Any]]]) -> None:
