@@ -37,7 +37,7 @@ EXACT = (
 KERNELS = ("fuse-rms-norm", "fuse-attention", "fuse-rotary")
 """Fusions into large operators, in order: they come after quantization, which has no use for these."""
 
-SCHEDULE = KERNELS
+SCHEDULE = (*KERNELS, "memory-order")
 """The exact passes that come last, in order."""
 
 STANDARD = (*EXACT, *KERNELS, "merge-products", "merge-moves", "reduce-pools", "simplify")

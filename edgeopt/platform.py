@@ -235,6 +235,7 @@ class RuntimeVersion(schema.Schema):
             keeps float32 and the command that builds the engine asks for float16.
         quantization: Rules of its integer kernels; ``None`` where it has none.
         formats: Forms of artifact, the default first.
+        order: Whether operators run in the order of the file, or in one that the runtime chooses.
         memory: Peak memory of a process that holds the runtime and an empty session.
         floors: Lowest ``glibc`` and ``python``.
         tolerance: Per precision how far golden vectors may stray.
@@ -250,6 +251,7 @@ class RuntimeVersion(schema.Schema):
     float16: Literal["stored", "build-flag"] = "stored"
     quantization: QuantizationRules | None = None
     formats: list[str] = ["onnx"]
+    order: Literal["file", "own"] = "own"
     memory: Size
     floors: dict[str, str] = {}
     tolerance: dict[str, Tolerance] = {}

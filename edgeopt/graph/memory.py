@@ -10,8 +10,8 @@ The peak depends on the order in which the nodes run. ``peak_activation`` search
 lowest peak: nodes that free at least what they make run at once, and among the remaining choices a
 best-first search over the sets of nodes already run (as Liberis and Lane, "Neural networks on
 microcontrollers: saving memory at inference via operator reordering", 2019, do by dynamic programming)
-finds the optimum. On graphs where that takes too many states the best order found by then is returned
-and marked as not proved.
+finds the optimum. On graphs where that takes too many states a beam search finds a good order, which is
+marked as not proved.
 """
 
 from __future__ import annotations
@@ -27,6 +27,12 @@ from edgeopt.graph.sizes import Shapes, Tensor, Unrolled, unroll
 
 STATES = 4000
 """How many sets of finished nodes the search may look at."""
+
+BEAM = 16
+"""How many orders begun the search on larger graphs keeps side by side."""
+
+_Trail = tuple[tuple[int, ...], "_Trail | None"]
+"""The nodes run last, and what ran before them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,9 +225,7 @@ class _Problem:
                     heapq.heappush(queue, (*entry, (*path, node, *more)))
         if not queue:
             return list(range(count)), True
-        _, _, done, live, ready, path = min(queue, key=lambda entry: (entry[1], entry[0]))
-        order = self.greedy(list(path), done, live, ready, followers)
-        return (order if self.peak(order)[0] < given else list(range(count))), False
+        return self.beam(floor, given, followers) or list(range(count)), False
 
     def ready(
         self, node: int, done: int, ready: tuple[int, ...], followers: list[list[int]]
@@ -252,18 +256,40 @@ class _Problem:
                     break
         return done, live, ready, path
 
-    def greedy(
-        self, path: list[int], done: int, live: int, ready: tuple[int, ...], followers: list[list[int]]
-    ) -> list[int]:
-        """Completes an order by always running the node that leaves the least memory in use."""
-        while ready:
-            node = min(ready, key=lambda option: (self.run(option, done, live)[1], option))
-            ready_after = self.ready(node, done, ready, followers)
-            _, live = self.run(node, done, live)
-            done |= 1 << node
-            ready = ready_after
-            path.append(node)
-        return path
+    def beam(self, floor: int, given: int, followers: list[list[int]]) -> list[int]:
+        """Finds a good order by a beam search: of the orders begun, those with the lowest peak go on.
+
+        Among equal peaks those go on that leave the least memory in use. It is empty where no order found
+        stays below the peak given.
+        """
+        first = tuple(node for node in range(len(self.names)) if not self.before[node])
+        done, live, ready, begun = self.rush(0, self.start, first, floor, followers)
+        beam: list[tuple[int, int, int, tuple[int, ...], _Trail]] = [
+            (floor, live, done, ready, (tuple(begun), None))
+        ]
+        limit = given
+        best: _Trail | None = None
+        while beam:
+            found: dict[int, tuple[int, int, int, tuple[int, ...], _Trail]] = {}
+            for peak, live, done, ready, path in beam:
+                if not ready and peak < limit:
+                    limit, best = peak, path
+                for node in ready:
+                    meanwhile, after = self.run(node, done, live)
+                    height = max(peak, meanwhile)
+                    if height >= limit:
+                        continue
+                    rest = self.ready(node, done, ready, followers)
+                    reached, left, rest, more = self.rush(done | 1 << node, after, rest, height, followers)
+                    if reached not in found or (height, left) < found[reached][:2]:
+                        found[reached] = (height, left, reached, rest, ((node, *more), path))
+            beam = sorted(found.values(), key=lambda state: state[:2])[:BEAM]
+        parts: list[tuple[int, ...]] = []
+        trail: _Trail | None = best
+        while trail is not None:
+            parts.append(trail[0])
+            trail = trail[1]
+        return [node for part in reversed(parts) for node in part]
 
 
 def _bits(mask: int) -> list[int]:
