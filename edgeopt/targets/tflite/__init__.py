@@ -27,6 +27,7 @@ from edgeopt.targets.tflite.integers import lower_integers
 from edgeopt.targets.tflite.legalize import legalize
 from edgeopt.targets.tflite.lower import lower
 from edgeopt.targets.tflite.session import TfliteSession
+from edgeopt.targets.tflite.slopes import fit_slopes
 
 FILE = "model.tflite"
 
@@ -120,7 +121,8 @@ class Tflite(Target):
         change = legalize(model)
         if change.rewrites:
             refresh(model)
-        integers = lower_integers(model)
+        integers = fit_slopes(model)
+        integers += lower_integers(model)
         if integers.rewrites:
             refresh(model)
         change += integers

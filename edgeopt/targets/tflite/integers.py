@@ -91,8 +91,8 @@ def pair(
     """
     number = sum(1 for usage in value.uses() if usage.node.op_type == "QuantizeLinear")
     base = f"{value.name}/grid{number or ''}"
-    scale = _initializer(graph, np.array(params.scale, np.float32), f"{base}/scale")
-    zero = _initializer(graph, np.array(params.zero_point, params.dtype), f"{base}/zero_point")
+    scale = initializer(graph, np.array(params.scale, np.float32), f"{base}/scale")
+    zero = initializer(graph, np.array(params.zero_point, params.dtype), f"{base}/zero_point")
     everyone = list(value.uses()) if readers is None else list(readers)
     q = ir.node("QuantizeLinear", [value, scale, zero], name=f"{base}/QuantizeLinear")
     dq = ir.node("DequantizeLinear", [q.outputs[0], scale, zero], name=f"{base}/DequantizeLinear")
@@ -117,7 +117,8 @@ def pair(
     return dq.outputs[0]
 
 
-def _initializer(graph: ir.Graph, array: np.ndarray, name: str) -> ir.Value:
+def initializer(graph: ir.Graph, array: np.ndarray, name: str) -> ir.Value:
+    """Makes an initializer; a number is appended to a name that is taken."""
     taken, unique = graph.initializers, name
     number = 0
     while unique in taken:
@@ -294,9 +295,9 @@ def _fold(graph: ir.Graph, node: ir.Node, index: int, array: np.ndarray, params:
     integers = np.clip(np.rint(array / np.float32(params.scale)) + params.zero_point, -128, 127).astype(
         np.int8
     )
-    scale = _initializer(graph, np.array(params.scale, np.float32), f"{base}/scale")
-    zero = _initializer(graph, np.array(params.zero_point, np.int8), f"{base}/zero_point")
-    _dequantized(graph, node, index, _initializer(graph, integers, f"{base}/quantized"), [scale, zero], None)
+    scale = initializer(graph, np.array(params.scale, np.float32), f"{base}/scale")
+    zero = initializer(graph, np.array(params.zero_point, np.int8), f"{base}/zero_point")
+    _dequantized(graph, node, index, initializer(graph, integers, f"{base}/quantized"), [scale, zero], None)
 
 
 def _dequantized(
@@ -346,10 +347,10 @@ def _bias(walk: _Walk, node: ir.Node) -> bool:
     name = f"{value.name}/{node.name}"
     if scale.size == 1:
         scale = scale.reshape(())
-    stored = _initializer(walk.graph, integers, f"{name}/int32")
+    stored = initializer(walk.graph, integers, f"{name}/int32")
     params = [
-        _initializer(walk.graph, scale, f"{name}/scale"),
-        _initializer(walk.graph, np.zeros(scale.shape, np.int32), f"{name}/zero_point"),
+        initializer(walk.graph, scale, f"{name}/scale"),
+        initializer(walk.graph, np.zeros(scale.shape, np.int32), f"{name}/zero_point"),
     ]
     _dequantized(walk.graph, holder, index, stored, params, 0 if scale.ndim else None)
     return True

@@ -1,0 +1,96 @@
+"""Scales and slopes of LeakyRelu that its fast kernel says exactly.
+
+XNNPACK multiplies by a factor of 8 fraction bits on either side of zero: k = 256 · input scale / output
+scale where positive, m = k · slope where negative. For other numbers than whole k and m that costs up to
+a quarter of a step at every element, which the layers behind amplify. Before biases become integers the
+input's scale, which nothing but the LeakyRelu sees, is widened to the next such k, and the slope becomes
+m / k; among the k within 2 % the one whose slope comes nearest. Odd k and m leave no halves to round.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import onnx_ir as ir
+
+from edgeopt.graph.change import Change, Rewrite
+from edgeopt.graph.names import original_names
+from edgeopt.targets.tflite.integers import ELEMENTWISE, WEIGHTED, initializer
+from edgeopt.targets.tflite.steps import Parameters, attribute, only_reader, parameters
+
+FACTOR = 256
+LARGEST_RATIO = 128.0
+WIDEST = 1.02
+
+
+def fit_slopes(model: ir.Model) -> Change:
+    """Fits every quantized LeakyRelu of the main graph, in place."""
+    change = Change()
+    for node in list(model.graph):
+        if node.op_type == "LeakyRelu" and node.domain in ("", "ai.onnx") and _fit(model.graph, node):
+            names = original_names(node)
+            change.rewrites.append(Rewrite("fit-slope", names[0] if names else "", names))
+    return change
+
+
+def _fit(graph: ir.Graph, node: ir.Node) -> bool:
+    pair = _own_pair(node)
+    reader = only_reader(node.outputs[0])
+    made = None if reader is None or reader.op_type != "QuantizeLinear" else parameters(reader.outputs[0])
+    if pair is None or made is None:
+        return False
+    given = parameters(pair[0].outputs[0])
+    if given is None or given.dtype != "int8" or made.dtype != "int8":
+        return False
+    alpha = float(attribute(node, "alpha", 0.01))
+    found = fitting(given.scale / made.scale, alpha)
+    if found is None:
+        return False
+    k, m = found
+    wanted = Parameters("int8", float(np.float32(made.scale * k / FACTOR)), given.zero_point)
+    slope = float(np.float32(m / k))
+    if wanted.same(given) and slope == alpha:
+        return False
+    scale = initializer(graph, np.array(wanted.scale, np.float32), f"{node.name}/fitted_scale")
+    for part in pair:
+        part.replace_input_with(1, scale)
+    node.attributes["alpha"] = ir.AttrFloat32("alpha", slope)
+    return True
+
+
+def fitting(ratio: float, alpha: float) -> tuple[int, int] | None:
+    """The factors of a kernel for an input scale of ``ratio`` output scales.
+
+    Returns:
+        256 times the ratio, widened by at most 2 % (or to the next odd number), and that by the slope;
+        nothing where the kernel takes no such ratio or the slope vanishes.
+    """
+    # What is whole up to float32's rounding is taken as it is.
+    least = max(math.ceil(ratio * FACTOR * (1 - 1e-6)), 1)
+    most = max(math.floor(least * WIDEST), least + 1)
+    candidates = [k for k in range(least, most + 1) if k % 2]
+    if not candidates or candidates[-1] > LARGEST_RATIO * FACTOR or not 0 < round(least * alpha) <= least:
+        return None
+
+    def error(k: int) -> float:
+        return round(abs(round(k * alpha) / k - alpha) / alpha, 6)
+
+    odd = [k for k in candidates if round(k * alpha) % 2 and error(k) <= WIDEST - 1]
+    best = min(odd or candidates, key=lambda k: (error(k), k))
+    return best, round(best * alpha)
+
+
+def _own_pair(node: ir.Node) -> tuple[ir.Node, ir.Node] | None:
+    """QuantizeLinear and DequantizeLinear before a node, if they serve it alone and their scale is free."""
+    back = node.inputs[0].producer() if node.inputs[0] is not None else None
+    if back is None or back.op_type != "DequantizeLinear" or only_reader(back.outputs[0]) is not node:
+        return None
+    there = back.inputs[0].producer() if back.inputs[0] is not None else None
+    if there is None or there.op_type != "QuantizeLinear" or only_reader(there.outputs[0]) is not back:
+        return None
+    source = there.inputs[0]
+    producer = source.producer() if source is not None else None
+    if source is None or producer is None or producer.op_type not in WEIGHTED | ELEMENTWISE:
+        return None
+    return (there, back) if only_reader(source) is there else None
