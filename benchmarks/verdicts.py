@@ -77,15 +77,15 @@ def place(where: str, folder: Path) -> Iterator[runners.Runner]:
 def tries(
     runner: runners.Runner, model: Path, against: Path, count: int, seconds: float
 ) -> list[benchmark.Result]:
-    """Benchmarks one model against another, again and again."""
-    opened = {"model": runner.open(model)["model"], "against": runner.open(against)["model"]}
+    """Benchmarks one model against another, again and again, each time opened anew."""
     found = []
     for seed in range(count):
+        opened = {"model": runner.open(model)["model"], "against": runner.open(against)["model"]}
         feeds = next(SeededSamples(opened["model"].inputs, 1, seed).feeds())
         timers = {name: runner.timer(session, feeds) for name, session in opened.items()}
         found.append(benchmark.measure(timers, "against", seed=seed, seconds=seconds))
-    for session in opened.values():
-        session.close()
+        for session in opened.values():
+            session.close()
     return found
 
 

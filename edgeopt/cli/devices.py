@@ -160,3 +160,18 @@ def probe(board: str, output: Path | None, force: bool, as_json: bool) -> int:
     for finding in findings:
         click.echo(f"{finding.where}: {finding.message}")
     return 2 if findings else 0
+
+
+@command.command()
+@click.argument("board")
+def clean(board: str) -> None:
+    """Delete what was kept on the BOARD, ssh://user@board or adb:SERIAL, by ?userland=keep."""
+    from edgeopt.errors import UserError
+    from edgeopt.runners import find
+    from edgeopt.runners.board import Board
+
+    with find(board) as runner:
+        if not isinstance(runner, Board):
+            raise UserError(f"{board!r} is no board", hint="ssh://user@board or adb:SERIAL")
+        removed = runner.clean()
+    click.echo("the userlands that were kept are deleted" if removed else "nothing was kept there")

@@ -54,12 +54,14 @@ class Adb(Board):
 
     def explain(self, lost: Lost) -> UnreachableError | None:
         """What the client's words mean."""
-        if lost.code == 127 or "edgeopt: no python" in lost.errors:
+        if self._supply.note is None and (lost.code == 127 or "edgeopt: no python" in lost.errors):
             named = self._python or "Python"
             return UnreachableError(
                 f"the device {self._serial} has no {named}, which the agent needs",
                 where="Android itself comes without one",
-                hint=f"put one where adb's shell may start it: {self.address}?python=/data/local/tmp/python3",
+                hint="run `edgeopt emulator setup`: its Python is then sent there"
+                if self._python is None
+                else f"put one where adb's shell may start it: {self.address}?python=/data/local/tmp/python3",
             )
         for words, meaning, hint in _FATAL:
             if words in lost.errors:

@@ -56,6 +56,9 @@ MARK = 0x4544
 ROOT = os.environ.get("EDGEOPT_BOARD_ROOT", "")
 """The root that /proc and /sys are read under; other than "" only where a board is made up."""
 
+START = os.environ.get("EDGEOPT_START", "").split() or [sys.executable]
+"""How a process of this Python is started: by itself, or through the loader of a userland that was sent."""
+
 CLEANER = """
 import fcntl, os, shutil, sys, time
 folder, grace = sys.argv[1], float(sys.argv[2])
@@ -655,8 +658,8 @@ class Agent:
             for number in (0, 1, 2):
                 os.dup2(nothing, number)
             os.closerange(3, 256)  # the lock among them
-            command = [sys.executable, "-S", "-E", "-c", CLEANER, folder, str(self.grace)]
-            os.execve(sys.executable, command, self.environment)
+            command = START + ["-S", "-E", "-c", CLEANER, folder, str(self.grace)]
+            os.execve(command[0], command, self.environment)
         finally:
             os._exit(1)
 

@@ -25,17 +25,19 @@ from edgeopt.runners.link import BOOT, Link, Lost, Patience, Refused
 from edgeopt.runners.observed import Observed
 from edgeopt.runners.remote import BlockTimer, OnnxOnBoard, TfliteOnBoard
 from edgeopt.runners.shipping import Opened, Shipping, parts_of
+from edgeopt.runners.supply import Supply, clean, removal, words
 from edgeopt.session import Session
 from edgeopt.steps import hash_file
 
-OPTIONS = ("python", "folder")
+OPTIONS = ("python", "folder", "userland")
 
 
 class Board(Runner):
     """A machine that an agent is started on.
 
     Args:
-        address: As given to ``--on``; ``?python=`` names another Python there, ``?folder=`` another folder.
+        address: As given to ``--on``; ``?python=`` names another Python there, ``?folder=`` another folder,
+            ``?userland=`` says when a userland is sent there: auto, yes, keep or no.
         patience: How long things may take.
 
     Raises:
@@ -59,6 +61,8 @@ class Board(Runner):
         self._python, self._folder = options.get("python"), options.get("folder", self.default_folder)
         self.patience = patience or Patience()
         self.connection = Connection(self, self._start, self._folder, self.patience)
+        mode = options.get("userland", "no" if self._python else "auto")
+        self._supply = Supply(self.command, mode, self._folder, self.patience)
         self._shipping = Shipping(self.connection.advanced)
         self._observed = Observed()
 
@@ -77,6 +81,10 @@ class Board(Runner):
 
     def forget(self) -> None:
         """Frees what the client shares between connections, after one was lost."""
+
+    def remedy(self, trouble: Lost | Refused) -> bool:
+        """Sends a userland to a board whose own will not do."""
+        return self._supply.remedy(trouble)
 
     # the runner
 
@@ -167,7 +175,20 @@ class Board(Runner):
     @property
     def notes(self) -> list[str]:  # type: ignore[override]
         """What a reader of the figures should know."""
-        return [*self.connection.notes, *self._observed.notes]
+        supplied = [] if self._supply.note is None else [self._supply.note]
+        return [*supplied, *self.connection.notes, *self._observed.notes]
+
+    def clean(self) -> bool:
+        """Deletes the userlands that were kept on the board; whether there were any.
+
+        Raises:
+            UnreachableError: The board cannot be reached.
+        """
+        try:
+            return clean(self.command(removal(self._folder)), self.patience)
+        except Lost as lost:
+            message = f"the connection to {self.address} was lost: {lost.errors or lost.reason}"
+            raise self.explain(lost) or UnreachableError(message.strip()) from lost
 
     def close(self) -> None:
         """Ends the agent, which deletes everything that it put on the board."""
@@ -238,15 +259,12 @@ class Board(Runner):
         return found
 
     def _start(self) -> str:
-        """The board's side of the command: the first Python that there is."""
-        words = " ".join(_quoted(name) for name in ([self._python] if self._python else self.pythons))
+        """The board's side of the command: the first Python that there is, or the one that was sent there."""
+        if (supplied := self._supply.start()) is not None:
+            return supplied
+        names = " ".join(words(name) for name in ([self._python] if self._python else self.pythons))
         script = (
-            f'for p in {words}; do if command -v "$p" >/dev/null 2>&1; '
+            f'for p in {names}; do if command -v "$p" >/dev/null 2>&1; '
             f'then exec "$p" -u -c {shlex.quote(BOOT)}; fi; done; echo "edgeopt: no python" >&2; exit 127'
         )
         return f"exec sh -c {shlex.quote(script)}"
-
-
-def _quoted(name: str) -> str:
-    """A path for the board's shell, with ~ for its home."""
-    return f'"$HOME"/{shlex.quote(name[2:])}' if name.startswith("~/") else shlex.quote(name)

@@ -35,6 +35,14 @@ class Client(Protocol):
     def forget(self) -> None:
         """Frees what the client shares between connections, after one was lost."""
 
+    def remedy(self, trouble: Lost | Refused) -> bool:
+        """Whether something was done about a trouble, so that it is worth trying again at once.
+
+        Raises:
+            Lost: The connection was lost on the way.
+            EdgeoptError: It cannot be done.
+        """
+
 
 class Connection:
     """Connects when first used, and again after every loss.
@@ -82,7 +90,9 @@ class Connection:
                     raise self._given_up(lost) from lost
                 time.sleep(self._patience.pause * 2 ** (self._failures - 1))
             except Refused as refused:
-                raise refusal(refused, self._client.address) from refused
+                if not self._client.remedy(refused):
+                    raise refusal(refused, self._client.address) from refused
+                self._restart()
 
     def advanced(self) -> None:
         """Something was done that need not be done again: losses are counted anew."""
@@ -138,26 +148,39 @@ class Connection:
             found.append(f"the connection was lost {times} and taken up again; nothing was lost with it")
         return found
 
+    def _restart(self) -> None:
+        """Ends the agent; the next request starts another."""
+        link, self._link = self._link, None
+        if link is not None:
+            link.finish()
+        self.generation += 1
+
     def _connect(self) -> Link:
-        try:
-            started = time.time()
-            link = Link(self._client.command(self._start()), self._patience)
-            silence = max(2 * self._patience.silence, 3 * self._patience.ping)
+        while True:
             try:
-                answer, _ = link.request(
-                    "hello",
-                    grace=self._patience.grace,
-                    silence=silence,
-                    folder=self._folder,
-                    patience=self._patience.connect,
-                )
-            except BaseException:
-                link.abandon()
+                return self._connect_once()
+            except Lost as lost:
+                if self._client.remedy(lost):
+                    continue
+                if (error := self._client.explain(lost)) is not None:
+                    self._client.forget()
+                    raise error from lost
                 raise
-        except Lost as lost:
-            if (error := self._client.explain(lost)) is not None:
-                self._client.forget()
-                raise error from lost
+
+    def _connect_once(self) -> Link:
+        started = time.time()
+        link = Link(self._client.command(self._start()), self._patience)
+        silence = max(2 * self._patience.silence, 3 * self._patience.ping)
+        try:
+            answer, _ = link.request(
+                "hello",
+                grace=self._patience.grace,
+                silence=silence,
+                folder=self._folder,
+                patience=self._patience.connect,
+            )
+        except BaseException:
+            link.abandon()
             raise
         if not self.hello:
             self._company = not answer["alone"]

@@ -116,12 +116,13 @@ class Ssh(Board):
                     where=said.strip() or self.address,
                     hint=hint.format(**names) if hint else f"{login}  # shows whether it works by hand",
                 )
-        if lost.code == 127 or "edgeopt: no python" in lost.errors:
+        if self._supply.note is None and (lost.code == 127 or "edgeopt: no python" in lost.errors):
             named = self._python or "python3"
             return UnreachableError(
                 f"there is no {named} on {self._host}",
                 where=self.address,
-                hint=f"install Python 3.6 or later there, or name it: {self.address}?python=/path/to/python3",
+                hint=f"install Python 3.6 or later there, name it ({self.address}?python=/path/to/python3), "
+                "or run `edgeopt emulator setup`: its Python is then sent there",
             )
         if 0 < (lost.code or 0) < 128 and "did not start" in lost.reason:
             last = (lost.errors.splitlines() or ["it said nothing"])[-1]
