@@ -260,8 +260,10 @@ def _standing_for(one: ir.Model, other: ir.Model) -> dict[str, ir.Value]:
 
 
 def _as_read(value: ir.Value) -> str:
-    """The dequantized form of a value that all its readers quantize, else its own name."""
+    """What readers get: the dequantized form of a value that is quantized or integers, else its own name."""
     readers = value.consumers()
+    if readers and not value.is_graph_output() and readers[0].op_type == "DequantizeLinear":
+        return readers[0].outputs[0].name or value.name or ""
     if value.is_graph_output() or not readers or any(node.op_type != "QuantizeLinear" for node in readers):
         return value.name or ""
     follower = readers[0].outputs[0].consumers()

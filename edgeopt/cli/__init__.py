@@ -27,7 +27,7 @@ COMMANDS = {
     "inspect": "Show a model's layers and what they cost",
     "diff": "Show where two models or artifacts differ",
     "explain": "Show what each pass did, and why a rule did not fire",
-    "bisect": "Find the rewrite that changes what a model computes",
+    "bisect": "Find the rewrite, or the layer, at which a model goes wrong",
     "devices": "List, show and check device profiles",
     "passes": "List and show passes",
     "emulator": "Set up the emulator of ARM boards",

@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import numpy as np
-    import onnx_ir as ir
 
     from edgeopt.diff import Difference, Structure, TensorDifference
     from edgeopt.session import Session
@@ -30,7 +29,7 @@ def command(one: str, other: str, data: str | None, samples: int, layers: str, a
     ONE counts as right. Each is a model file or an artifact's folder. Signal over noise is in decibels,
     200 where equal. Layers are listed from the worst on; with --layers all, in the order of ONE.
     """
-    from edgeopt.cli.models import open_model
+    from edgeopt.cli.models import open_model, sample_inputs
     from edgeopt.cli.tables import write_json
     from edgeopt.diff import diff, diff_sessions
     from edgeopt.errors import ModelError, UserError
@@ -41,7 +40,7 @@ def command(one: str, other: str, data: str | None, samples: int, layers: str, a
     known = next((model for model in models if model is not None), None)
     if known is None:
         raise ModelError("neither of the two can be looked into: both are compiled artifacts")
-    inputs = _inputs(known, data, samples)
+    inputs = sample_inputs(known, data, samples)
     if models[0] is not None and models[1] is not None:
         found = diff(models[0], models[1], inputs, seeded=data is None)
     else:
@@ -87,19 +86,6 @@ def _reference(path: Path) -> Session:
             self.executor.close()
 
     return Reference()
-
-
-def _inputs(model: ir.Model, data: str | None, count: int) -> list[dict[str, np.ndarray]]:
-    from edgeopt.diff import seeded_samples, take
-
-    if data is None:
-        return seeded_samples(model, count)
-    from edgeopt.data import DataSpec, open_data
-    from edgeopt.session import signature
-
-    opened = open_data(DataSpec(path=data), signature(model.graph.inputs))
-    samples = opened.calibrate or opened.validate
-    return [] if samples is None else [dict(feeds) for feeds in take(samples.feeds(), count)]
 
 
 def _print(found: Difference, limit: int | None) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import numpy as np
     import onnx_ir as ir
 
 
@@ -37,3 +38,19 @@ def open_model(path: Path) -> ir.Model | None:
     except (OSError, ValueError, KeyError, TypeError):
         name_nodes(model)  # without provenance the nodes are named after what they make
     return model
+
+
+def sample_inputs(
+    model: ir.Model, data: str | None, count: int, seed: int = 0
+) -> list[dict[str, np.ndarray]]:
+    """Takes inputs of calls from data, or draws them where none are given."""
+    from edgeopt.diff import seeded_samples, take
+
+    if data is None:
+        return seeded_samples(model, count, seed)
+    from edgeopt.data import DataSpec, open_data
+    from edgeopt.session import signature
+
+    opened = open_data(DataSpec(path=data), signature(model.graph.inputs))
+    samples = opened.calibrate or opened.validate
+    return [] if samples is None else [dict(feeds) for feeds in take(samples.feeds(), count)]

@@ -10,7 +10,7 @@ import onnx_ir as ir
 import pytest
 
 from edgeopt import example
-from edgeopt.bisecting import bisect
+from edgeopt.bisecting import Parting, bisect
 from edgeopt.errors import UserError
 from edgeopt.graph.rewriting import Result, node, rule
 from edgeopt.load import load
@@ -64,3 +64,46 @@ def test_bisect_finds_the_first_wrong_rewrite(monkeypatch: pytest.MonkeyPatch) -
 def test_bisect_refuses_passes_that_are_not_exact() -> None:
     with pytest.raises(UserError):
         bisect(load(MODEL), ["float16"])
+
+
+def test_bisect_of_two_models_that_are_equal(edgeopt: Command) -> None:
+    ran = edgeopt("bisect", MODEL, MODEL)
+    assert ran.code == 0
+    assert "none differs" in ran.out
+
+
+def test_bisect_names_the_first_layer_that_differs(edgeopt: Command, tmp_path: Path) -> None:
+    model = load(MODEL)
+    nodes = [item for item in model.graph if item.op_type in ("Conv", "Gemm", "MatMul")]
+    broken = nodes[len(nodes) // 2]
+    weight = broken.inputs[1]
+    assert weight is not None and weight.const_value is not None
+    weight.const_value = ir.tensor(weight.const_value.numpy() * 1.5, name=weight.name)
+    ir.save(model, tmp_path / "broken.onnx")
+    report = edgeopt("bisect", MODEL, tmp_path / "broken.onnx", "--json").json()
+    assert report["first"]["tensor"]["node"] == broken.name
+    assert report["costliest"] is not None
+    assert report["first"]["added"] > 0.1
+    assert f"first to differ: {broken.name}" in edgeopt("bisect", MODEL, tmp_path / "broken.onnx").out
+
+
+def test_bisect_of_an_artifact_names_the_passes(edgeopt: Command, tmp_path: Path) -> None:
+    out = tmp_path / "artifact"
+    ran = edgeopt("compile", MODEL, "--device", "raspberry-pi-4", "--scheme", "weight-only", "-o", out)
+    assert ran.code == 0
+    report = edgeopt("bisect", MODEL, out, "--json").json()
+    assert report["compared"] > 3
+    assert report["first"]["touched"][-1]["step"] == "weight-only"
+    steps = [touch["step"] for touch in report["costliest"]["touched"]]
+    assert "weight-only" in steps
+
+
+@pytest.mark.parametrize("options", [("--data", "x.npz"), ("OTHER", "--pass", "simplify")])
+def test_bisect_refuses_options_of_its_other_form(edgeopt: Command, options: tuple[str, ...]) -> None:
+    given = [MODEL if option == "OTHER" else option for option in options]
+    assert edgeopt("bisect", MODEL, *given).code == 2
+
+
+def test_the_pass_that_left_most_noise_is_the_culprit() -> None:
+    assert Parting(1, None, None, {"one": 60.0, "two": 20.0, "three": 19.9}).culprit == "two"
+    assert Parting(1, None, None).culprit == ""
