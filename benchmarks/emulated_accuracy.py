@@ -1,0 +1,228 @@
+"""Accuracy and instruction counts of real models on emulated cores, beside this host.
+
+``python -m benchmarks.emulated_accuracy [--samples 200] [--rows FILE] [--table] [NAME]...`` compiles each
+model in float and in int8, runs each artifact on the emulated Cortex-A72, A76 and A53 and on the host on the
+same evaluation samples, and counts the instructions of one inference in two processes of their own. It
+appends one line of JSON to FILE as soon as a combination is done and skips those that are in it, so it can be
+stopped; then it prints the tables. The emulator must be set up (``edgeopt emulator setup``).
+
+Every difference is between the same artifact here and there: the quantization has no part in it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.zoo.models import ENTRIES, open_entry
+from edgeopt.artifact import is_artifact, open_artifact
+from edgeopt.compilation import compile_job
+from edgeopt.data import SeededSamples
+from edgeopt.evaluate import judge
+from edgeopt.job import Job, PartSource, make_steps, make_target, structure_passes
+from edgeopt.platform import load_platform
+from edgeopt.runners.emulator import Emulator
+from edgeopt.session import Session
+
+CONVOLUTIONAL = ("kws_dscnn_mlperf_tiny", "kws_dscnn_rescaled", "resnet20_cifar10", "mobilenetv3_cifar10")
+MODELS = (*CONVOLUTIONAL, "agnews_text_transformer", "cct_vit_cifar10")
+CORES = ("cortex-a72", "cortex-a76", "cortex-a53")
+"""The A72 and A53 differ in LiteRT's kernels for the in-order core, the A76 has dot products."""
+PRECISIONS = ("static-int8", "float32")
+CALIBRATION = 64
+
+
+@dataclass(frozen=True)
+class Combination:
+    """One artifact on one core."""
+
+    model: str
+    precision: str
+    target: str
+    core: str
+
+    @property
+    def key(self) -> str:
+        """Its name in the file of rows."""
+        return "/".join((self.model, self.precision, self.target, self.core))
+
+
+def combinations(names: tuple[str, ...]) -> Iterator[Combination]:
+    """Everything to be run, what tells the most first."""
+    for core in CORES:
+        for model in names:
+            for precision in PRECISIONS:
+                for target in ("onnxruntime", "tflite"):
+                    if target == "onnxruntime" or model in CONVOLUTIONAL:
+                        yield Combination(model, precision, target, core)
+
+
+class Beside(Session):
+    """Remembers the outputs of the session before it, or compares with them."""
+
+    def __init__(self, session: Session, first: Beside | None = None) -> None:
+        self.inputs, self.outputs = session.inputs, session.outputs
+        self.runtime = getattr(session, "runtime", "")
+        self._session, self._first = session, first
+        self.last: Mapping[str, np.ndarray] = {}
+        self.worst, self.equal, self.values, self.seconds = 0.0, 0, 0, 0.0
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Runs a call and takes note of how far it lies from the other session's."""
+        started = time.monotonic()
+        found = self._session.run(feeds)
+        self.seconds += time.monotonic() - started
+        self.last = found
+        if self._first is not None:
+            for name, expected in self._first.last.items():
+                scale = max(float(np.abs(expected).max()), 1e-30)
+                self.worst = max(self.worst, float(np.abs(found[name] - expected).max()) / scale)
+                self.equal += int((found[name] == expected).sum())
+                self.values += expected.size
+        return found
+
+
+def artifact(one: Combination, work: Path) -> Path:
+    """Compiles a combination's artifact, once for all cores with equal rules."""
+    platform = load_platform(one.core, one.target)
+    rules = "dotprod" if one.target == "onnxruntime" and one.core == "cortex-a76" else "plain"
+    output = work / f"{one.model}-{one.precision}-{one.target}-{rules}"
+    if is_artifact(output):
+        return output
+    entry = ENTRIES[one.model]
+    steps = structure_passes()
+    if one.precision != "float32":
+        steps.append((one.precision, {"samples": CALIBRATION, "observer": "min-max"}))
+    compile_job(
+        Job(
+            name=one.model,
+            parts={part: PartSource(path) for part, path in entry.files().items()},
+            platform=platform,
+            target=make_target(platform),
+            output=output,
+            data=entry.spec(),
+            steps=make_steps(steps),
+            limit=16,
+            force=True,
+        )
+    )
+    return output
+
+
+def measure(one: Combination, folder: Path, samples: int) -> dict[str, Any]:
+    """One row: accuracy here and there, how far the outputs differ, and the instructions of two processes."""
+    entry = ENTRIES[one.model]
+    here = open_artifact(folder).open()
+    started = time.monotonic()
+    with Emulator(f"emulator:{one.core}") as runner:
+        there = runner.open(folder)
+        data, metric, harness = open_entry(entry, entry.sessions())
+        assert data.evaluate is not None
+        host = {part: Beside(session) for part, session in here.items()}
+        board = {part: Beside(session, host[part]) for part, session in there.items()}
+        found = judge(
+            host, board, data.evaluate, metric, harness=harness, limit=samples, batch=1,
+            where=runner.where, how=runner.how, there=runner.conditions(),
+        )  # fmt: skip
+    row: dict[str, Any] = {
+        "key": one.key,
+        "samples": samples,
+        "metric": found.artifact.quantity if found.artifact else "",
+        "host": found.original.value if found.original else None,
+        "emulated": found.artifact.value if found.artifact else None,
+        "drop": found.drop.value if found.drop else None,
+        "fidelity_db": found.fidelity.value if found.fidelity else None,
+        "agreement": found.agreement.value if found.agreement else None,
+        "worst": max(session.worst for session in board.values()),
+        "equal": sum(session.equal for session in board.values())
+        / sum(session.values for session in board.values()),
+        "runtime": next(iter(board.values())).runtime,
+        "seconds": sum(session.seconds for session in board.values()),
+    }
+    counted = [count(one, folder) for _ in range(2)]
+    row["counts"] = [
+        {"total": counts.total, "by_class": {key: value for key, value in counts.classes.items() if value}}
+        for counts in counted
+    ]
+    row["wall"] = time.monotonic() - started
+    return row
+
+
+def count(one: Combination, folder: Path) -> Any:
+    """Counts one inference in a process of its own."""
+    with Emulator(f"emulator:{one.core}", counting=True, caches=False) as runner:
+        session = next(iter(runner.open(folder).values()))
+        return runner.count(session, next(SeededSamples(session.inputs, 1).feeds()))
+
+
+def tables(rows: list[dict[str, Any]]) -> str:
+    """The tables of differences and of counts."""
+    lines = [
+        "| model | precision | runtime | core | metric: host | emulated | drop | agreement % | fidelity dB "
+        "| worst / largest output | equal values % |",
+        "|---|---|---|---|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for row in rows:
+        model, precision, target, core = row["key"].split("/")
+        agreement = "" if row["agreement"] is None else f"{row['agreement']:.1f}"
+        lines.append(
+            f"| {model} | {precision} | {target} | {core} | {row['host']:.2f} | {row['emulated']:.2f} "
+            f"| {row['drop']:.2f} | {agreement} | {row['fidelity_db']:.1f} | {row['worst']:.2g} "
+            f"| {100 * row['equal']:.1f} |"
+        )
+    lines += [
+        "",
+        "| model | precision | runtime | core | M instructions | second process, difference % | fmla | dot "
+        "| mla |",
+        "|---|---|---|---|--:|--:|--:|--:|--:|",
+    ]
+    for row in rows:
+        model, precision, target, core = row["key"].split("/")
+        first, second = row["counts"]
+        share = 100 * abs(second["total"] / first["total"] - 1)
+        by_class = first["by_class"]
+        products = " | ".join(f"{by_class.get(name, 0) / 1e6:.3f}" for name in ("fmla", "dot", "mla"))
+        lines.append(
+            f"| {model} | {precision} | {target} | {core} | {first['total'] / 1e6:.3f} | {share:.3f} "
+            f"| {products} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Runs what is not in the file of rows yet, and prints the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
+    parser.add_argument("names", nargs="*", choices=[*MODELS, []])
+    parser.add_argument("--samples", type=int, default=200)
+    parser.add_argument("--rows", type=Path, default=Path("build/emulated/rows.jsonl"))
+    parser.add_argument("--table", action="store_true", help="print the tables of the rows that are there")
+    options = parser.parse_args()
+    options.rows.parent.mkdir(parents=True, exist_ok=True)
+    rows = _read(options.rows)
+    for one in combinations(tuple(options.names) or MODELS) if not options.table else ():
+        if any(row["key"] == one.key and row["samples"] >= options.samples for row in rows):
+            continue
+        row = measure(one, artifact(one, options.rows.parent), options.samples)
+        rows.append(row)
+        with options.rows.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        print(f"{one.key}: {row['wall']:.0f} s", file=sys.stderr, flush=True)
+    print(tables(rows))
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+
+
+if __name__ == "__main__":
+    main()
