@@ -200,7 +200,13 @@ class Emulator(Board):
                         "the emulator's 32-bit system runs TFLite artifacts alone",
                         hint="--target tflite when compiling, or a 64-bit device",
                     )
-        return super().open(source, threads=threads)
+        try:
+            return super().open(source, threads=threads)
+        except RuntimeFailure as failure:
+            if "on the board" not in (failure.hint or ""):
+                raise
+            again = f"edgeopt emulator remove, then {SETUP}"  # nobody installs anything on this board
+            raise RuntimeFailure(failure.message.partition(": ")[0], where=self.where, hint=again) from failure
 
     def count(self, session: Session, feeds: Mapping[str, np.ndarray], calls: int = CALLS) -> counts.Counts:
         """Counts the instructions of one call.

@@ -71,6 +71,7 @@ def make(place: Place, arch: Arch, packages: Sequence[Path]) -> None:
             for path in sorted(root.glob(pattern)):
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         _confine(root)
+        _link_alternatives(root)
         python = _python(root)
         names = sorted(path.name.rpartition("_")[0].replace("%3a", ":") for path in ours)
         describe(folder, {"python": python, "packages": names})
@@ -86,6 +87,15 @@ def _confine(root: Path) -> None:
                 path.symlink_to(os.path.relpath(root / target.relative_to("/"), path.parent))
             if not path.exists():
                 path.unlink()
+
+
+def _link_alternatives(root: Path) -> None:
+    """Links the libraries of BLAS and LAPACK, as the packages' scripts would with update-alternatives."""
+    for kind in ("blas", "lapack"):
+        for path in sorted(root.glob(f"usr/lib/*/{kind}/*.so.*")):
+            usual = path.parent.parent / path.name
+            if not usual.exists():
+                usual.symlink_to(path.relative_to(usual.parent))
 
 
 def _python(root: Path) -> str:

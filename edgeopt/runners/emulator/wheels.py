@@ -20,7 +20,8 @@ PLATFORMS = {
 }
 """Tags of wheels that run on the systems' C library (glibc 2.36 and later), the newest first."""
 
-_UV_PLATFORMS = {"aarch64": "aarch64-manylinux_2_34", "armv7": "armv7-unknown-linux-gnueabihf"}
+_UV_PLATFORMS = {"aarch64": "aarch64-manylinux_2_34"}
+"""uv's names for machines; it has none for 32-bit ARM, where it starts pip."""
 
 _TROUBLE = (
     (
@@ -77,8 +78,9 @@ def install(packages: Sequence[str], target: Path, arch: str | None, python: str
         if found := next((word for word in words if word in said), None):
             line = next(line for line in said.splitlines() if found in line)
             raise UnreachableError(meaning, where=line.strip()[:200], hint=hint)
-    last = said.splitlines()[-1] if said else f"it ended with {done.returncode}"
-    raise UnreachableError(f"the packages {', '.join(packages)} cannot be installed", where=last[:200])
+    lines = said.splitlines() or [f"it ended with {done.returncode}"]
+    told = next((line for line in lines if line.lower().startswith("error")), lines[-1])
+    raise UnreachableError(f"the packages {', '.join(packages)} cannot be installed", where=told[:200])
 
 
 def command(packages: Sequence[str], target: Path, arch: str | None, python: str) -> list[str]:
@@ -88,13 +90,16 @@ def command(packages: Sequence[str], target: Path, arch: str | None, python: str
         UnreachableError: There is none of them.
     """
     common = ["--quiet", "--no-deps", "--only-binary", ":all:", "--target", str(target)]
+    uv, other = shutil.which("uv"), shutil.which("pip3") or shutil.which("pip")
     if importlib.util.find_spec("pip") is not None:
         pip = [sys.executable, "-m", "pip"]
-    elif uv := shutil.which("uv"):
+    elif uv and (arch is None or arch in _UV_PLATFORMS):
         foreign = ["--python-platform", _UV_PLATFORMS[arch], "--python-version", python] if arch else []
         return [uv, "pip", "install", *common, "--python", sys.executable, *foreign, *packages]
-    elif found := shutil.which("pip3") or shutil.which("pip"):
-        pip = [found]
+    elif other:
+        pip = [other]
+    elif uv:
+        pip = [uv, "tool", "run", "pip"]
     else:
         raise UnreachableError(
             "there is neither pip nor uv on this machine, which fetch the runtimes",
