@@ -100,7 +100,8 @@ def artifact(one: Combination, work: Path) -> Path:
     entry = ENTRIES[one.model]
     steps = structure_passes()
     if one.precision != "float32":
-        steps.append((one.precision, {"samples": CALIBRATION, "observer": "min-max"}))
+        options = {"samples": CALIBRATION, "observer": "min-max"} if one.precision == "static-int8" else {}
+        steps.append((one.precision, options))
     compile_job(
         Job(
             name=one.model,

@@ -5,11 +5,11 @@ that each runtime has, and runs their golden vectors, whose expected outputs com
 of the graph, on the host and on every pair of an emulated core and the processor that its board shows, of all
 device profiles: 64-bit boards with onnxruntime and LiteRT, 32-bit ones with tflite-runtime. It prints how far
 outputs lie from the expected ones, relative to the largest expected value (the figure that ``golden.check``
-judges), by runtime, precision and place, and the tolerance that this implies: ``MARGIN`` times the worst, rounded
-up to 1, 2 or 5 times a power of ten. ``--write`` sets these tolerances in ``runtimes/``.
+judges), by runtime, precision and place, and the tolerance that this implies: ``MARGIN`` times the worst,
+rounded up to 1, 2 or 5 times a power of ten. ``--write`` sets these tolerances in ``runtimes/``.
 
-The vectors of one artifact are few and the cores of one kind the same, so the margin covers what was not seen:
-other models, and versions of a runtime whose kernels sum in another order.
+The vectors of one artifact are few and the cores of one kind the same, so the margin covers what was not
+seen: other models, and versions of a runtime whose kernels sum in another order.
 """
 
 from __future__ import annotations
@@ -115,7 +115,8 @@ def implied(worst: float, precision: str) -> float:
 def table(rows: list[dict[str, Any]]) -> tuple[str, dict[tuple[str, str], tuple[float, float, str]]]:
     """The table, and per runtime and precision its tolerance, the worst deviation, and where it was seen."""
     lines = [
-        "| runtime | precision | artifacts | host | worst 64-bit core | worst 32-bit core | passed | tolerance |",
+        "| runtime | precision | artifacts | host | worst 64-bit core | worst 32-bit core | passed "
+        "| tolerance |",
         "|---|---|--:|--:|--:|--:|--:|--:|",
     ]
     found: dict[tuple[str, str], tuple[float, float, str]] = {}

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Threads.")
 @click.option("--runs", type=click.IntRange(min=5), help="Timed calls; by default about five seconds' worth.")
 @click.option("--shape", "shapes", multiple=True, metavar="NAME=1,3,224,224", help="Fix an input's shape.")
+@click.option("--layers", is_flag=True, help="For the emulator: count every layer, approximately.")
 @click.option("--seed", default=0, show_default=True, help="The seed of inputs, order and bootstrap.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(**options: Any) -> int:

@@ -8,10 +8,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from edgeopt.runners.emulator import Emulator
+    from rich.table import Table
 
-SHOWN = 5
-"""Layers shown on the screen; ``--json`` has all."""
+    from edgeopt.runners.emulator import Emulator
+    from edgeopt.runners.emulator.counts import Counts
+    from edgeopt.runners.emulator.prefixes import Prefix
+
+SHOWN = 8
+"""Layers shown on the screen, those with the most instructions; ``--json`` has all."""
 
 
 def count(options: dict[str, Any], runner: Emulator, check: Callable[..., dict[str, Any]]) -> dict[str, Any]:
@@ -22,6 +26,7 @@ def count(options: dict[str, Any], runner: Emulator, check: Callable[..., dict[s
         runner: The emulator.
         check: Tries an artifact's golden vectors.
     """
+    from edgeopt.cli.display import Terminal
     from edgeopt.cli.tables import parse_shapes
     from edgeopt.data import SeededSamples
     from edgeopt.errors import UserError
@@ -57,8 +62,11 @@ def count(options: dict[str, Any], runner: Emulator, check: Callable[..., dict[s
         }
         for key, sessions in opened.items():
             found = runner.count(sessions[part], feeds)
-            evidence = runner.evidence(found, sessions[part], conditions)
-            body["instructions"].setdefault(key, {})[part] = evidence.to_json()
+            evidence = runner.evidence(found, sessions[part], conditions).to_json()
+            if options["layers"]:
+                layers = runner.layers(sessions[part], feeds, Terminal().show_progress)
+                evidence["detail"] |= _layers(layers)
+            body["instructions"].setdefault(key, {})[part] = evidence
         if len(opened) == 2:
             two = [body["instructions"][key][part]["value"] for key in ("model", "against")]
             body["ratio"][part] = two[0] / two[1]
@@ -68,6 +76,21 @@ def count(options: dict[str, Any], runner: Emulator, check: Callable[..., dict[s
     body["notes"] = [*notes, *runner.notes]
     body["_named"] = named
     return body
+
+
+def _layers(found: list[tuple[Prefix, Counts]]) -> dict[str, Any]:
+    """Counts by layer and by class of kernels, marked approximate."""
+    layers = [
+        {"layer": prefix.layer, "kernel": prefix.kernel, "instructions": counts.total, **counts.detail()}
+        for prefix, counts in found
+    ]
+    kernels: dict[str, Counts] = {}
+    for prefix, counts in found:
+        known = kernels.get(prefix.kernel)
+        kernels[prefix.kernel] = counts if known is None else known.plus(counts)
+    ordered = sorted(kernels.items(), key=lambda item: -item[1].total)
+    by_kernel = {name: {"instructions": counts.total, **counts.detail()} for name, counts in ordered}
+    return {"layers": layers, "by_kernel": by_kernel, "layers_are": "approximate: differences of prefixes"}
 
 
 def show(body: dict[str, Any]) -> None:
@@ -105,6 +128,11 @@ def show(body: dict[str, Any]) -> None:
             row = [units.format_count(found["detail"]["cache_misses"].get(level, 0)) for *_, found in figures]
             table.add_row(f"{level.upper()} misses (modelled)", *row)
         out.print(table)
+    for key, part, found in figures:
+        if "layers" in found["detail"]:
+            label = " ".join([Path(body["_named"][key]).name, *([part] if several else [])])
+            out.print(f"layers of {label}, approximate: differences of prefixes", style="bold")
+            out.print(_layer_table(found["detail"]))
     for part, ratio in body.get("ratio", {}).items():
         label = f"{part}: " if len(body["ratio"]) > 1 else ""
         out.print(f"{label}{ratio:.3f} of the instructions, which says nothing of the time by itself")
@@ -117,3 +145,30 @@ def show(body: dict[str, Any]) -> None:
     stderr = console(stderr=True)
     for note in body["notes"]:
         stderr.print(note, style="yellow")
+
+
+def _layer_table(detail: dict[str, Any]) -> Table:
+    """Classes of kernels, then the layers with the most instructions."""
+    from rich.table import Table
+
+    from edgeopt import units
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for name in ("", "instructions", "read", "written", "L1 misses", "last misses"):
+        table.add_column(name, justify="left" if not name else "right", overflow="fold")
+
+    def add(label: str, found: dict[str, Any]) -> None:
+        memory, misses = found.get("memory", {}), list(found.get("cache_misses", {}).values())
+        cells = [units.format_count(found["instructions"])]
+        cells += [
+            units.format_size(memory[key]) if key in memory else "" for key in ("bytes_read", "bytes_written")
+        ]
+        cells += [units.format_count(misses[0]), units.format_count(misses[-1])] if misses else ["", ""]
+        table.add_row(label, *cells)
+
+    for name, found in detail["by_kernel"].items():
+        add(name, found)
+    numbered = list(enumerate(detail["layers"], start=1))
+    for number, found in sorted(numbered, key=lambda layer: -layer[1]["instructions"])[:SHOWN]:
+        add(f"  layer {number}: {found['kernel']}", found)
+    return table

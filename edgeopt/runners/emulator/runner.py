@@ -6,7 +6,7 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -19,11 +19,11 @@ from edgeopt.platform import Device, load_device
 from edgeopt.runners.base import Footprint
 from edgeopt.runners.board import Board
 from edgeopt.runners.connection import Connection
-from edgeopt.runners.emulator import boards, counts, qemu
+from edgeopt.runners.emulator import boards, counts, prefixes, qemu
 from edgeopt.runners.emulator.place import SETUP, Arch, Place, check_host, find_place, native
 from edgeopt.runners.link import BOOT, Link, Lost, Patience
 from edgeopt.runners.remote import OnnxOnBoard, TfliteOnBoard
-from edgeopt.runners.shipping import parts_of
+from edgeopt.runners.shipping import Opened, parts_of
 from edgeopt.session import Session
 
 PATIENCE = Patience(connect=300.0, silence=600.0, answer=7200.0, ping=20.0, grace=0.0, attempts=2)
@@ -206,7 +206,9 @@ class Emulator(Board):
             if "on the board" not in (failure.hint or ""):
                 raise
             again = f"edgeopt emulator remove, then {SETUP}"  # nobody installs anything on this board
-            raise RuntimeFailure(failure.message.partition(": ")[0], where=self.where, hint=again) from failure
+            raise RuntimeFailure(
+                failure.message.partition(": ")[0], where=self.where, hint=again
+            ) from failure
 
     def count(self, session: Session, feeds: Mapping[str, np.ndarray], calls: int = CALLS) -> counts.Counts:
         """Counts the instructions of one call.
@@ -221,8 +223,38 @@ class Emulator(Board):
         """
         if not isinstance(session, (OnnxOnBoard, TfliteOnBoard)):
             raise UserError("the session is not one of this board")
-        opened, arrays = session.opened, session.arrays(feeds)
+        return self._count(session.opened, session.arrays(feeds), calls)
 
+    def layers(
+        self,
+        session: Session,
+        feeds: Mapping[str, np.ndarray],
+        progress: Callable[[Iterable[Any], str, int | None], Iterable[Any]] | None = None,
+    ) -> list[tuple[prefixes.Prefix, counts.Counts]]:
+        """Counts every layer of a model, approximately: see ``prefixes``.
+
+        Args:
+            session: One that this runner opened.
+            feeds: The inputs of the call.
+            progress: Wraps an iterable with a progress bar: (items, label, total).
+        """
+        if not isinstance(session, (OnnxOnBoard, TfliteOnBoard)):
+            raise UserError("the session is not one of this board")
+        arrays, opened = session.arrays(feeds), session.opened
+        found: list[tuple[prefixes.Prefix, counts.Counts]] = []
+        before: counts.Counts | None = None
+        with tempfile.TemporaryDirectory(prefix="edgeopt-layers-") as folder:
+            cut = prefixes.write(opened.files[opened.main], Path(folder))
+            for prefix in cut if progress is None else progress(cut, "layers", len(cut)):
+                name = prefix.file.name
+                own = Opened({name: prefix.file}, name, opened.runtime, opened.threads)
+                after = self._count(own, arrays, 1)
+                found.append((prefix, after if before is None else after.minus(before)))
+                before = after
+                self.release(own)
+        return found
+
+    def _count(self, opened: Opened, arrays: Sequence[np.ndarray], calls: int) -> counts.Counts:
         def work(link: Link) -> counts.Counts:
             number = self._ensure(link, opened)
             first = self._marks + 1
