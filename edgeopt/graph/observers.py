@@ -1,10 +1,9 @@
-"""Ranges of values, observed over data in constant memory.
+"""Values observed over data in constant memory.
 
 Every tapped value is reduced at once to its extremes and a histogram of 2048 bins, whose width doubles
-when a value falls outside, so nothing is kept of the data and one run over them is enough. Ranges come
-from the extremes (``min-max``) or are those for which quantization is expected to do the least squared
-damage to what was seen (``mse``), as in Nagel et al., A White Paper on Neural Network Quantization,
-2021, section 3.1.
+when a value falls outside, so nothing is kept of the data and one run over them is enough for every way of
+choosing ranges (see ``thresholds.py``). Bins are joined two by two, so the histogram is the one that all
+the data at once would give: thresholds lie within one bin of the exact ones.
 
 Infinities, NaN and numbers beyond 1e30 are not ranges but marks, as attention masks hold them: they are
 counted and set no range.
@@ -14,25 +13,30 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
 
+from edgeopt.graph import thresholds
 from edgeopt.graph.execute import Executor, Feeds
 from edgeopt.graph.quantization import QuantParams, integer_range
+from edgeopt.graph.thresholds import PERCENTILE, Histogram, Method
 
 BINS = 2048
 MARK = 1e30
 """From this magnitude on a number is a mark, such as a mask's -3.4e38, and not a quantity."""
 
-SEEN_PER_CALL = 2**15
-"""Elements of one value that enter the histogram per call, evenly spaced; extremes see all."""
+CHUNK = 2**15
+"""Numbers that are sorted into bins at a time: they stay in the processor's cache."""
 
-BYTES_PER_RUN = 2**29
+BYTES_PER_RUN = 2**28
 """Tapped values of one run together stay below this; more than that are tapped in several runs."""
 
-Method = Literal["min-max", "mse"]
+CHANNEL_ENTRIES = 64
+"""Samples whose channels are looked at one by one."""
+
+MOMENTUM = 0.1
+"""What a call weighs in the moving average of extremes."""
 
 
 @dataclass(slots=True)
@@ -40,14 +44,27 @@ class Observer:
     """What has been seen of one value.
 
     Attributes:
+        histogram: Whether numbers are counted, as all methods but the extremes need.
         low: The smallest number seen; ``inf`` before any.
         high: The largest.
+        average: The moving average of each call's extremes (low, high).
+        peaks: The two largest magnitudes that any two entries of the first axis, mostly samples, reached.
+        entries: How many entries of the first axis were seen.
+        channels: The smallest and largest number of each channel (axis 1) of images [batch, channels, height,
+            width], over the first 64 entries.
+        channel_entries: Over how many entries.
         marks: How many infinities, NaN and numbers beyond 1e30 were left out.
         counts: The histogram over [origin, origin + BINS * width).
     """
 
+    histogram: bool = True
     low: float = np.inf
     high: float = -np.inf
+    average: tuple[float, float] | None = None
+    peaks: tuple[float, float] = (0.0, 0.0)
+    entries: int = 0
+    channels: tuple[np.ndarray, np.ndarray] | None = None
+    channel_entries: int = 0
     marks: int = 0
     counts: np.ndarray = field(default_factory=lambda: np.zeros(BINS))
     origin: float = 0.0
@@ -55,7 +72,8 @@ class Observer:
 
     def see(self, array: np.ndarray) -> None:
         """Takes in one array of any shape."""
-        flat = np.asarray(array, np.float32).reshape(-1)
+        array = np.asarray(array, np.float32)
+        flat = array.reshape(-1)
         if flat.size == 0:
             return
         low, high = float(flat.min()), float(flat.max())
@@ -64,16 +82,55 @@ class Observer:
             self.marks += flat.size - kept.size
             if kept.size == 0:
                 return
-            flat, low, high = kept, float(kept.min()), float(kept.max())
+            array, flat, low, high = kept, kept, float(kept.min()), float(kept.max())
         self.low, self.high = min(self.low, low), max(self.high, high)
-        self._cover(low, high)
+        before = self.average or (low, high)
+        self.average = (before[0] + MOMENTUM * (low - before[0]), before[1] + MOMENTUM * (high - before[1]))
+        self._rank(array, max(-low, high))
+        if array.ndim == 4 and self.channel_entries < CHANNEL_ENTRIES:
+            self._see_channels(array)
+        if self.histogram:
+            self._cover(low, high)
+            self._count(flat)
+
+    def _see_channels(self, array: np.ndarray) -> None:
+        low, high = array.min((0, 2, 3)), array.max((0, 2, 3))
+        if self.channels is not None and len(self.channels[0]) == len(low):
+            low, high = np.minimum(self.channels[0], low), np.maximum(self.channels[1], high)
+        self.channels = low, high
+        self.channel_entries += array.shape[0]
+
+    def _rank(self, array: np.ndarray, highest: float) -> None:
+        """Notes the two largest magnitudes among entries of the first axis."""
+        rows = array.shape[0] if array.ndim > 1 and array.shape[0] <= 64 else 1
+        self.entries += rows
+        if highest <= self.peaks[1]:
+            return
+        if rows == 1:
+            ranked = [highest]
+        else:
+            parts = array.reshape(rows, -1)
+            ranked = sorted(np.maximum(parts.max(1), -parts.min(1)).tolist())[-2:]
+        first, second = sorted([*self.peaks, *ranked])[-2:][::-1]
+        self.peaks = (first, second)
+
+    def _count(self, flat: np.ndarray) -> None:
         if self.width == 0.0:  # one number only so far
             self.counts[0] += flat.size
             return
-        step = -(-flat.size // SEEN_PER_CALL)
-        seen = flat[::step]
-        index = ((seen - np.float32(self.origin)) * np.float32(1 / self.width)).astype(np.int32)
-        self.counts += step * np.bincount(np.clip(index, 0, BINS - 1), minlength=BINS)
+        origin, inverse = np.float32(self.origin), np.float32(1 / self.width)
+        counts = np.zeros(BINS + 1, np.int64)
+        scaled = np.empty(min(CHUNK, flat.size), np.float32)
+        for start in range(0, flat.size, CHUNK):
+            part = flat[start : start + CHUNK]
+            into = scaled[: part.size]
+            np.subtract(part, origin, out=into)
+            np.multiply(into, inverse, out=into)
+            index = into.astype(np.intp)  # towards zero, so that rounding below the origin does no harm
+            found = np.bincount(np.minimum(index, BINS, out=index), minlength=BINS + 1)
+            counts += found
+        self.counts += counts[:BINS]
+        self.counts[-1] += counts[BINS]
 
     def _cover(self, low: float, high: float) -> None:
         """Widens the histogram until it covers a range: bins are joined two by two."""
@@ -98,7 +155,12 @@ class Observer:
             self.width *= 2
 
     def range(
-        self, method: Method, dtype: ir.DataType, symmetric: bool = False, slope: float = 1.0
+        self,
+        method: Method,
+        dtype: ir.DataType,
+        symmetric: bool = False,
+        slope: float = 1.0,
+        percentile: float = PERCENTILE,
     ) -> tuple[float, float]:
         """Returns the range to represent: (low, high), zero included.
 
@@ -107,55 +169,23 @@ class Observer:
             dtype: The integer type.
             symmetric: Whether it reaches equally far on both sides.
             slope: What the only reader multiplies negative numbers by, as a leaky ReLU does: damage to
-                them counts as little.
+                them counts as little (``mse`` alone).
+            percentile: Per cent of the numbers that the range holds (``percentile`` alone).
         """
         low, high = min(self.low, 0.0), max(self.high, 0.0)
         if not np.isfinite(low) or not np.isfinite(high):
             return 0.0, 0.0
+        if method == "moving-average" and self.average is not None:
+            return min(self.average[0], 0.0), max(self.average[1], 0.0)
         if method == "min-max" or self.width == 0.0:
             return low, high
-        centers = self.origin + (np.arange(BINS) + 0.5) * self.width
-        used = self.counts > 0
-        return _least_damage(centers[used], self.counts[used], low, high, dtype, symmetric, slope)
-
-
-def _least_damage(
-    values: np.ndarray,
-    counts: np.ndarray,
-    low: float,
-    high: float,
-    dtype: ir.DataType,
-    symmetric: bool,
-    slope: float,
-) -> tuple[float, float]:
-    """Searches shrunken ranges for the least expected squared error, each end by itself."""
-    first, last = integer_range(dtype)
-    best, chosen = np.inf, (low, high)
-    fractions = np.linspace(1.0, 0.3 if slope == 1.0 else 0.02, 36)
-    counts = np.where(values < 0, slope * slope, 1.0) * counts
-
-    def damage(a: float, b: float) -> float:
-        scale = (b - a) / (last - first)
-        if scale <= 0:
-            return np.inf
-        clipped = np.clip(values, a, b)
-        rounded = a + np.rint((clipped - a) / scale) * scale
-        return float(np.dot(counts, (values - rounded) ** 2))
-
-    for fraction in fractions:
-        a, b = low * fraction, high * fraction
-        if symmetric:
-            b = max(-a, b)
-            a = -b
-        if (error := damage(a, b)) < best:
-            best, chosen = error, (a, b)
-    if symmetric:
-        return chosen
-    for fraction in fractions:
-        for a, b in ((low * fraction, chosen[1]), (chosen[0], high * fraction)):
-            if (error := damage(a, b)) < best:
-                best, chosen = error, (a, b)
-    return chosen
+        first, last = integer_range(dtype)
+        levels, seen = last - first + 1, Histogram(self.counts, self.origin, self.width)
+        if method == "percentile":
+            return thresholds.percentile(seen, low, high, symmetric, percentile)
+        if method == "entropy":
+            return thresholds.entropy(seen, low, high, levels, symmetric)
+        return thresholds.least_damage(seen, low, high, levels, symmetric, slope)
 
 
 def parameters(low: float, high: float, dtype: ir.DataType, symmetric: bool = False) -> QuantParams:
@@ -195,18 +225,21 @@ def channel_scales(weight: np.ndarray, axis: int | None, dtype: ir.DataType) -> 
     return np.where(scale < np.finfo(np.float32).tiny, np.float32(1), scale).astype(np.float32)
 
 
-def observe(model: ir.Model, names: Sequence[str], samples: Iterable[Feeds]) -> dict[str, Observer]:
+def observe(
+    model: ir.Model, names: Sequence[str], samples: Iterable[Feeds], *, histogram: bool = True
+) -> dict[str, Observer]:
     """Observes values of a model over samples.
 
-    All values are tapped in one run of the data, unless those of one call exceed 512 MB together.
+    All values are tapped in one run of the data, unless those of one call exceed 256 MB together.
 
     Args:
         model: The model.
         names: Values of its main graph: inputs or results of nodes.
         samples: The calls' inputs; it is iterated once per group of values, so a list or another
             iterable that can be repeated.
+        histogram: Whether numbers are counted; without, ``min-max`` and ``moving-average`` alone are known.
     """
-    observers = {name: Observer() for name in names}
+    observers = {name: Observer(histogram) for name in names}
     for name, array in tapped(model, names, samples):
         observers[name].see(array)
     return observers

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
 from edgeopt import fidelity
-from edgeopt.graph.execute import Executor
+from edgeopt.graph.execute import Executor, Feeds
 from edgeopt.graph.observers import (
-    Method,
     Observer,
     activation_bytes,
     channel_scales,
@@ -20,11 +19,12 @@ from edgeopt.graph.observers import (
 )
 from edgeopt.graph.placement import Placement, place
 from edgeopt.graph.quantization import Parameters, QuantParams, Site, write
+from edgeopt.graph.thresholds import PERCENTILE, Method
 from edgeopt.passes.base import Samples
 from edgeopt.platform import QuantizationRules, TensorRule
 
 METHODS: tuple[Method, ...] = ("mse", "min-max")
-"""How ranges of activations can be chosen."""
+"""How ranges of activations are tried where the observer is to be chosen."""
 
 BATCH = 8
 """Samples per call of the calibration, where the model takes several and memory allows it."""
@@ -74,6 +74,25 @@ class Calls:
             seen += min(count, self.batch)
 
 
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """Calls that show how many have gone by, each time they are iterated.
+
+    Attributes:
+        calls: The calls.
+        progress: Wraps an iterable with a progress bar.
+        label: What is being done.
+    """
+
+    calls: Calls
+    progress: Callable[[Iterable[Feeds], str, int | None], Iterable[Feeds]]
+    label: str
+
+    def __iter__(self) -> Iterator[Feeds]:
+        count = -(-min(self.calls.limit, len(self.calls.data)) // self.calls.batch)
+        return iter(self.progress(self.calls, self.label, count))
+
+
 def worth(model: ir.Model, params: Parameters, calls: Calls) -> float:
     """Returns the fidelity in dB of a model with some quantization to itself without."""
     quantized = model.clone()
@@ -86,14 +105,16 @@ def worth(model: ir.Model, params: Parameters, calls: Calls) -> float:
 def calibrate(
     model: ir.Model,
     rules: QuantizationRules,
-    calls: Calls,
+    calls: Iterable[Feeds],
     keep: set[str],
     known: dict[str, Observer] | None = None,
+    *,
+    histogram: bool = True,
 ) -> tuple[Placement, dict[str, Observer]]:
     """Places the quantization and observes the values that need ranges.
 
     Values that turn out to hold masks are given up, with the nodes that wanted them; what that asks for
-    anew is observed in another run.
+    anew is observed in another run. Without ``histogram`` only ``min-max`` and ``moving-average`` are known.
     """
     observers = dict(known or {})
     while True:
@@ -102,7 +123,7 @@ def calibrate(
         missing = [name for name in placement.observed if name not in observers]
         if not missing:
             return placement, observers
-        observers.update(observe(model, missing, calls))
+        observers.update(observe(model, missing, calls, histogram=histogram))
 
 
 def scales(
@@ -110,6 +131,7 @@ def scales(
     placement: Placement,
     observers: dict[str, Observer],
     method: Method,
+    percentile: float = PERCENTILE,
 ) -> Parameters:
     """Turns observed ranges and constants into parameters for every site."""
     params: dict[Site, list[QuantParams]] = {}
@@ -121,7 +143,7 @@ def scales(
             ranges[origin] = ranges[before[origin][0]]  # positive numbers are rounded once, not twice
         elif origin not in ranges:
             slope = slopes.get(origin, 1.0)
-            ranges[origin] = _activation(observers[origin], placement.rules[where], method, slope)
+            ranges[origin] = _activation(observers[origin], placement.rules[where], method, slope, percentile)
         params[where] = [ranges[origin]]
         ranges.setdefault(where.value, ranges[origin])
     smallest = _smallest_scales(model, placement, ranges)
@@ -155,12 +177,14 @@ def _before_leaky(model: ir.Model, placement: Placement) -> dict[str, tuple[str,
     return found
 
 
-def _activation(observer: Observer, rule: TensorRule, method: Method, slope: float) -> QuantParams:
+def _activation(
+    observer: Observer, rule: TensorRule, method: Method, slope: float, percentile: float
+) -> QuantParams:
     dtype = _dtype(rule)
     if rule.scale is not None:
         zero = np.asarray(rule.zero_point, dtype.numpy()) if rule.zero_point else None
         return QuantParams(dtype, np.asarray(rule.scale, np.float32), zero)
-    low, high = observer.range(method, dtype, rule.symmetric, slope)
+    low, high = observer.range(method, dtype, rule.symmetric, slope, percentile)
     return parameters(low, high, dtype, rule.symmetric)
 
 

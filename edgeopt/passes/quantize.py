@@ -19,6 +19,7 @@ import onnx_ir as ir
 from edgeopt.errors import UserError, nearest
 from edgeopt.graph.placement import is_constant
 from edgeopt.graph.quantization import FIRST_OPSET
+from edgeopt.graph.thresholds import PERCENTILE
 from edgeopt.passes._rules import kept
 from edgeopt.passes.base import Context, Entry, Facet, Keeps, Pass, Plan, Stage
 from edgeopt.passes.bias_correction import BiasCorrection
@@ -55,7 +56,9 @@ class Quantize(Plan):
         bits: Bits of weights, for weight-only.
         block: Block size of 4-bit weights; by default the runtime's.
         activations: ``symmetric`` or ``asymmetric`` ranges; by default as the runtime wants.
-        observer: How ranges of activations are chosen: ``min-max``, ``mse`` or the better (``auto``).
+        observer: How ranges of activations are chosen: ``min-max``, ``moving-average``, ``percentile``,
+            ``entropy``, ``mse``, or the better of ``min-max`` and ``mse`` (``auto``).
+        percentile: Per cent of an activation's numbers that its range holds, for ``percentile``.
         samples: At most this many calibration samples are used.
         equalize: Equalize the ranges of channels before static int8.
         fidelity: Below this many dB on the validation samples layers return to float; 0 never does.
@@ -77,6 +80,7 @@ class Quantize(Plan):
     equalize: bool = True
     fidelity: float = 15.0
     effort: Effort = "default"
+    percentile: float = PERCENTILE
 
     def __post_init__(self) -> None:
         _one_of("scheme", self.scheme, get_args(Scheme))
@@ -126,7 +130,7 @@ class Quantize(Plan):
     def _first(self, model: ir.Model, context: Context) -> Pass:
         scheme = self.chosen(model, context.rules, has_data=bool(context.calibration))
         if scheme == "static-int8":
-            return StaticInt8(self.keep_float, self.observer, self.samples, self.activations)
+            return StaticInt8(self.keep_float, self.observer, self.samples, self.activations, self.percentile)
         if scheme == "dynamic-int8":
             return DynamicInt8(self.keep_float)
         if scheme == "float16":

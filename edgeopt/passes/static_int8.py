@@ -15,16 +15,17 @@ from typing import ClassVar, Literal
 
 import onnx_ir as ir
 
-from edgeopt.errors import PassError
+from edgeopt.errors import PassError, UserError
 from edgeopt.graph.change import Change, Rewrite
 from edgeopt.graph.names import name_nodes
-from edgeopt.graph.observers import Method
 from edgeopt.graph.quantization import Parameters, read, write
-from edgeopt.passes._calibration import METHODS, Calls, calibrate, scales, worth
+from edgeopt.graph.thresholds import PERCENTILE, Method
+from edgeopt.passes._calibration import METHODS, Calls, Watched, calibrate, scales, worth
+from edgeopt.passes._calibration_lint import lint
 from edgeopt.passes._rules import kept, quantization_rules
 from edgeopt.passes.base import Context, Facet, Keeps, Pass, Stage
 
-Choice = Literal["auto", "min-max", "mse"]
+Choice = Literal["auto", "min-max", "moving-average", "percentile", "entropy", "mse"]
 
 ALREADY = "the model comes with quantization of its own, which stays as it is"
 
@@ -35,10 +36,12 @@ class StaticInt8(Pass):
 
     Attributes:
         keep_float: Shell patterns of original node names that stay in float.
-        observer: How ranges of activations are chosen: ``min-max``, ``mse``, or whichever of the two
-            is more faithful on the validation samples (``auto``).
+        observer: How ranges of activations are chosen: ``min-max``, ``moving-average`` (of each call's
+            extremes), ``percentile``, ``entropy``, ``mse``, or whichever of ``min-max`` and ``mse`` is more
+            faithful on the validation samples (``auto``).
         samples: At most this many calibration samples are used.
         activations: ``symmetric`` or ``asymmetric`` ranges; by default as the runtime wants.
+        percentile: Per cent of an activation's numbers that its range holds, for ``percentile``.
     """
 
     name: ClassVar[str] = "static-int8"
@@ -49,12 +52,16 @@ class StaticInt8(Pass):
     observer: Choice = "auto"
     samples: int = 256
     activations: str = ""
+    percentile: float = PERCENTILE
+
+    def __post_init__(self) -> None:
+        if not 50 < self.percentile <= 100:
+            raise UserError(f"a percentile lies between 50 and 100, not at {self.percentile:g}")
 
     @property
     def reads(self) -> frozenset[Facet]:
-        """The rules and the calibration samples, and validation samples where there is a choice."""
-        data: frozenset[Facet] = frozenset({"rules", "calibration"})
-        return data | {"validation"} if self.observer == "auto" else data
+        """The rules, the calibration samples, and the validation samples they are compared with."""
+        return frozenset({"rules", "calibration", "validation"})
 
     def apply(self, model: ir.Model, context: Context) -> Change:
         """Writes the quantization of the whole model.
@@ -73,17 +80,19 @@ class StaticInt8(Pass):
         if self.activations:
             activation = rules.activation.model_copy(update={"symmetric": self.activations == "symmetric"})
             rules = rules.model_copy(update={"activation": activation})
-        calls = Calls.fitting(model, data, self.samples)
+        calls = Watched(Calls.fitting(model, data, self.samples), context.progress, "calibration")
+        counts = self.observer not in ("min-max", "moving-average")
         keep = set(kept(model, self.keep_float))
-        placement, observers = calibrate(model, rules, calls, keep)
+        placement, observers = calibrate(model, rules, calls, keep, histogram=counts)
         for node in placement.products:
             if not context.allow(self.name, node):
                 keep.add(node)
         if keep > set(kept(model, self.keep_float)):
-            placement, observers = calibrate(model, rules, calls, keep, observers)
+            placement, observers = calibrate(model, rules, calls, keep, observers, histogram=counts)
         methods = METHODS if self.observer == "auto" else (self.observer,)
-        choices = {method: scales(model, placement, observers, method) for method in methods}
+        choices = {method: scales(model, placement, observers, method, self.percentile) for method in methods}
         method, judged = self._best(model, choices, context)
+        notes = lint(model, observers, method, data, context.validation, self.samples, self.percentile)
         write(model, choices[method])
         return Change(
             summary=f"{len(placement.products)} layers to int8",
@@ -98,6 +107,7 @@ class StaticInt8(Pass):
                 "constants": len(placement.constants),
                 "kept_float": sorted(keep),
             },
+            notes=notes,
         )
 
     def _best(

@@ -1,0 +1,125 @@
+"""What 4-bit weights keep of the zoo's classifiers and transformers.
+
+``python -m benchmarks.weight_only [--bits 4] [--rounding auto] [--measure measure.py] [NAME]...`` compiles
+each model with the scheme ``weight-only`` for a Raspberry Pi 4 and prints a Markdown table: the metric of
+the float model and of the artifact on the evaluation data, the drop, fidelity and top-1 agreement there,
+the artifact's size beside the float file's, processor seconds and peak memory, each model in a process of
+its own. ``--measure`` names a script that measures the artifact's file from outside, as
+``SCRIPT NAME FILE``; what it prints follows the row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks.quantization import _compare
+from benchmarks.zoo.models import ENTRIES
+from edgeopt import units
+from edgeopt.artifact import open_artifact
+from edgeopt.compilation import compile_job
+from edgeopt.job import Job, PartSource, default_passes, make_steps, make_target
+from edgeopt.platform import load_platform
+from edgeopt.steps import Store
+
+NAMES = (
+    "kws_dscnn_mlperf_tiny",
+    "resnet20_cifar10",
+    "resnet56_cifar10",
+    "mobilenetv3_cifar10",
+    "cct_vit_cifar10",
+    "agnews_text_transformer",
+    "minilm_l6_sts",
+)
+
+
+def measure(name: str, bits: int, rounding: str, script: str) -> dict[str, Any]:
+    """Compiles one model and compares its artifact with the float model on the evaluation data."""
+    entry = ENTRIES[name]
+    platform = load_platform("raspberry-pi-4", "onnxruntime")
+    steps = [
+        ("weight-only", {"bits": bits, "rounding": rounding}) if step == "quantize" else (step, options)
+        for step, options in default_passes()
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        outcome = compile_job(
+            Job(
+                name=name,
+                parts={part: PartSource(path) for part, path in entry.files().items()},
+                platform=platform,
+                target=make_target(platform),
+                output=Path(folder) / name,
+                data=entry.spec(),
+                steps=tuple(make_steps(steps)),
+            ),
+            Store(Path(folder) / "store"),
+        )
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        body = outcome.to_json()
+        body["process"] = {"cpu": usage.ru_utime + usage.ru_stime, "mb": usage.ru_maxrss / 1024}
+        body["calls"] = _compare(name, open_artifact(outcome.path).open())
+        body["outside"] = ""
+        if script:
+            ran = subprocess.run(
+                [sys.executable, script, name, str(outcome.path / "model.onnx")],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            body["outside"] = (ran.stdout or ran.stderr).strip()
+    return body
+
+
+def row(body: dict[str, Any]) -> str:
+    """One line of the table."""
+    before, after = body["before"], body["after"]
+    known = ("size", "latency", "peak_memory", "fidelity", "accuracy_drop")
+    metric = next(key for key in before if key in after and key not in known)
+    drop = before[metric]["value"] - after[metric]["value"]
+    calls = body["calls"]
+    cells = [body["name"], f"{before[metric]['value']:.4g}", f"{after[metric]['value']:.4g}", f"{drop:.3g}"]
+    cells += ["" if calls["fidelity"] is None else f"{calls['fidelity']:.1f}"]
+    cells += ["" if calls["agreement"] is None else f"{calls['agreement']:.2%}"]
+    cells += [units.format_size(before["size"]["value"]), units.format_size(after["size"]["value"])]
+    cells += [f"{body['process']['cpu']:.0f}", f"{body['process']['mb']:.0f}"]
+    return "| " + " | ".join(cells) + " |"
+
+
+def main() -> None:
+    """Measures the models named, or all of them, each in a process of its own."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("names", nargs="*")
+    parser.add_argument("--bits", type=int, default=4)
+    parser.add_argument("--rounding", default="auto")
+    parser.add_argument("--measure", default="")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        print(json.dumps(measure(options.one, options.bits, options.rounding, options.measure), default=str))
+        return
+    header = "| model | float | stored | drop | fidelity dB | agreement | float size | size | CPU s | MB |"
+    print(header + "\n|" + "---|" * (header.count("|") - 1))
+    for name in options.names or NAMES:
+        command = [sys.executable, "-m", "benchmarks.weight_only", "--one", name]
+        command += ["--bits", str(options.bits), "--rounding", options.rounding]
+        command += ["--measure", options.measure]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        ran = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        if ran.returncode:
+            print(f"| {name} | failed: {(ran.stderr.strip().splitlines() or ['?'])[-1]} |", flush=True)
+            continue
+        body = json.loads(ran.stdout.splitlines()[-1])
+        print(row(body), flush=True)
+        if body["outside"]:
+            print(f"    {body['outside']}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

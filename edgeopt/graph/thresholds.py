@@ -1,0 +1,222 @@
+"""Ranges to represent, chosen from a histogram of what was seen.
+
+- ``percentile`` leaves out the same small share of numbers at either end.
+- ``entropy`` keeps the distribution as it is, in the sense of Kullback and Leibler: Migacz, 8-bit Inference
+  with TensorRT, 2017, for ranges of either or both signs.
+- ``mse`` does the least expected squared damage: Nagel et al., A White Paper on Neural Network
+  Quantization, 2021, section 3.1.
+
+Each returns (low, high) around zero, for a ``Histogram`` and the range of an integer type.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+
+Method = Literal["min-max", "moving-average", "percentile", "entropy", "mse"]
+"""How a range is chosen; the first two need no histogram."""
+
+METHODS: tuple[Method, ...] = get_args(Method)
+
+PERCENTILE = 99.99
+"""Per cent of the numbers that the range of ``percentile`` holds."""
+
+COARSE = 48
+"""Ranges that ``entropy`` tries before it looks closer around the best."""
+
+MOST_BINS = 2**15
+"""Where zero is so far off that a histogram reaching there had more bins, ``entropy`` takes the extremes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """Counts of numbers in bins of equal width from ``origin`` on.
+
+    Attributes:
+        counts: float64 [bins].
+        origin: The lower edge of the first bin.
+        width: Of one bin.
+    """
+
+    counts: np.ndarray
+    origin: float
+    width: float
+
+    @property
+    def centers(self) -> np.ndarray:
+        """The middles of the bins."""
+        middles: np.ndarray = self.origin + (np.arange(len(self.counts)) + 0.5) * self.width
+        return middles
+
+
+def percentile(
+    histogram: Histogram, low: float, high: float, symmetric: bool, share: float = PERCENTILE
+) -> tuple[float, float]:
+    """Cuts off numbers at either end; symmetric ranges by magnitude.
+
+    Args:
+        histogram: What was seen.
+        low: The smallest number, zero at most.
+        high: The largest, zero at least.
+        symmetric: Whether the range reaches equally far on both sides.
+        share: Per cent that the range holds.
+    """
+    cut = (100 - share) / 100
+    if symmetric:
+        order = np.argsort(np.abs(histogram.centers), kind="stable")
+        magnitudes = np.abs(histogram.centers)[order] + histogram.width / 2
+        total = np.cumsum(histogram.counts[order])
+        place = int(np.searchsorted(total, (1 - cut) * total[-1]))
+        bound = min(float(magnitudes[min(place, len(magnitudes) - 1)]), max(-low, high))
+        return -bound, bound
+    return (
+        min(max(_quantile(histogram, cut / 2), low), 0.0),
+        max(min(_quantile(histogram, 1 - cut / 2), high), 0.0),
+    )
+
+
+def _quantile(histogram: Histogram, share: float) -> float:
+    """The number below which a share of all lies, within a bin as if its numbers were spread evenly."""
+    total = np.cumsum(histogram.counts)
+    wanted = share * total[-1]
+    place = min(int(np.searchsorted(total, wanted)), len(total) - 1)
+    before = total[place] - histogram.counts[place]
+    inside = (wanted - before) / max(histogram.counts[place], 1.0)
+    return float(histogram.origin + (place + np.clip(inside, 0, 1)) * histogram.width)
+
+
+def entropy(
+    histogram: Histogram, low: float, high: float, levels: int, symmetric: bool
+) -> tuple[float, float]:
+    """Chooses the range whose quantized distribution diverges least from the one seen.
+
+    Both ends shrink together, by whole bins of the longer side. The bin of zero, which is represented
+    exactly however often it occurs, as behind a ReLU, counts like its neighbours.
+
+    Args:
+        histogram: What was seen.
+        low: The smallest number, zero at most.
+        high: The largest, zero at least.
+        levels: How many integers the range gets.
+        symmetric: Whether the range reaches equally far on both sides.
+    """
+    reach = max(-low, high) / histogram.width
+    if reach * 2 > MOST_BINS:
+        return (-max(-low, high), max(-low, high)) if symmetric else (low, high)
+    counts, zero = _around_zero(histogram)
+    if symmetric:  # magnitudes tell it all
+        negative, positive = counts[:zero][::-1], counts[zero:]
+        folded = np.zeros(max(len(negative), len(positive)))
+        folded[: len(negative)] += negative
+        folded[: len(positive)] += positive
+        counts, zero, levels = folded, 0, max(levels // 2, 1)
+    left, right = zero, len(counts) - zero
+    longest = max(left, right)
+    smooth = counts.copy()
+    beside = [counts[index] for index in (zero - 1, zero + 1) if 0 <= index < len(counts)]
+    if zero < len(counts):
+        smooth[zero] = min(smooth[zero], max(beside, default=0.0))
+
+    def divergence(kept: int) -> float:
+        first, last = zero - left * kept // longest, zero + -(-right * kept // longest)
+        return _divergence(smooth, first, max(last, first + 1), levels)
+
+    least = min(longest, max(1, levels * longest // max(left + right, 1)))
+    stride = max(1, (longest - least) // COARSE)
+    coarse = {kept: divergence(kept) for kept in (*range(least, longest, stride), longest)}
+    best = min(coarse, key=lambda kept: (coarse[kept], -kept))
+    near = range(max(least, best - stride + 1), min(longest, best + stride - 1) + 1)
+    fine = {kept: divergence(kept) for kept in near}
+    fine[best] = coarse[best]
+    best = min(fine, key=lambda kept: (fine[kept], -kept))
+    share = best / longest
+    if symmetric:
+        bound = max(-low, high) * share
+        return -bound, bound
+    return low * share, high * share
+
+
+def _around_zero(histogram: Histogram) -> tuple[np.ndarray, int]:
+    """Extends a histogram to hold zero; returns the counts and the bin that begins next to zero."""
+    zero = round(-histogram.origin / histogram.width)
+    counts = histogram.counts
+    if zero < 0:
+        return np.concatenate([np.zeros(-zero), counts]), 0
+    if zero > len(counts):
+        counts = np.concatenate([counts, np.zeros(zero - len(counts))])
+    used = np.flatnonzero(counts)
+    last = max(int(used[-1]) + 1, zero) if len(used) else len(counts)
+    first = min(int(used[0]), zero) if len(used) else 0
+    return counts[first:last], zero - first
+
+
+def _divergence(counts: np.ndarray, first: int, last: int, levels: int) -> float:
+    """KL divergence of bins [first, last) joined into levels, from all, which is clipped to them."""
+    inside = counts[first:last]
+    seen = inside.copy()
+    seen[0] += counts[:first].sum()
+    seen[-1] += counts[last:].sum()
+    group = np.arange(len(inside)) * levels // max(len(inside), levels)
+    used = inside > 0
+    sums = np.bincount(group, inside, levels)
+    members = np.bincount(group, used, levels)
+    joined = np.where(used, (sums / np.maximum(members, 1))[group], 0.0)
+    total, kept = seen.sum(), joined.sum()
+    if total == 0 or kept == 0:
+        return np.inf
+    some = seen > 0
+    expected = np.maximum(joined[some] / kept, 1e-9)
+    share = seen[some] / total
+    return float(np.dot(share, np.log(share / expected)))
+
+
+def least_damage(
+    histogram: Histogram,
+    low: float,
+    high: float,
+    levels: int,
+    symmetric: bool,
+    slope: float = 1.0,
+) -> tuple[float, float]:
+    """Searches shrunken ranges for the least expected squared error, each end by itself.
+
+    Args:
+        histogram: What was seen.
+        low: The smallest number, zero at most.
+        high: The largest, zero at least.
+        levels: How many integers the range gets.
+        symmetric: Whether the range reaches equally far on both sides.
+        slope: What the only reader multiplies negative numbers by, as a leaky ReLU does: damage to them
+            counts as little.
+    """
+    used = histogram.counts > 0
+    values, counts = histogram.centers[used], histogram.counts[used]
+    best, chosen = np.inf, (low, high)
+    fractions = np.linspace(1.0, 0.3 if slope == 1.0 else 0.02, 36)
+    counts = np.where(values < 0, slope * slope, 1.0) * counts
+
+    def damage(a: float, b: float) -> float:
+        scale = (b - a) / (levels - 1)
+        if scale <= 0:
+            return np.inf
+        clipped = np.clip(values, a, b)
+        rounded = a + np.rint((clipped - a) / scale) * scale
+        return float(np.dot(counts, (values - rounded) ** 2))
+
+    for fraction in fractions:
+        a, b = low * fraction, high * fraction
+        if symmetric:
+            b = max(-a, b)
+            a = -b
+        if (error := damage(a, b)) < best:
+            best, chosen = error, (a, b)
+    if symmetric:
+        return chosen
+    for fraction in fractions:
+        for a, b in ((low * fraction, chosen[1]), (chosen[0], high * fraction)):
+            if (error := damage(a, b)) < best:
+                best, chosen = error, (a, b)
+    return chosen
