@@ -32,9 +32,9 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeopt.graph.execute import Executor
+from edgeopt.graph.names import name_nodes
 from edgeopt.graph.observers import Observer, observe, tapped
 from edgeopt.graph.thresholds import Method
-from edgeopt.graph.names import name_nodes
 from edgeopt.load import load
 from edgeopt.optimization import optimized
 from edgeopt.passes._calibration import Calls, calibrate
