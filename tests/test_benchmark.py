@@ -55,6 +55,20 @@ def test_a_difference_below_the_noise_floor_is_not_believed() -> None:
     assert measure(calls, "float", runs=40, clock=clock).comparisons["other"].verdict == "inconclusive"
 
 
+def test_a_difference_that_two_sessions_of_one_model_may_show_is_not_believed() -> None:
+    clock = Clock()
+    calls = {
+        "baseline": clock.call(1e-3, noise=1e-4),
+        "near": clock.call(1.006e-3, noise=1e-4),
+        "far": clock.call(1.03e-3, noise=1e-4),
+    }
+    found = measure(calls, "baseline", runs=100, clock=clock)
+    assert {name: item.verdict for name, item in found.comparisons.items()} == {
+        "near": "inconclusive",
+        "far": "slower",
+    }
+
+
 def test_cold_calls_are_left_out() -> None:
     clock = Clock()
     found = measure({"model": clock.call(1e-3, noise=0.001, cold=12)}, runs=40, clock=clock)
