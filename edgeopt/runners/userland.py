@@ -154,8 +154,11 @@ class Archive:
         watch = ""
         if grace is not None:
             # Where the connection is lost before an agent runs, nobody else would delete it.
-            seconds = int(grace + 60)
-            watch = f'(sleep {seconds}; [ -f "${{d%/*}}/lock" ] || rm -rf "$d") </dev/null >/dev/null 2>&1 & '
+            watch = (
+                f'(i={int(grace + 60)}; l="${{d%/*}}/lock"; '
+                'while [ $i -gt 0 ] && [ -e "$d" ] && [ ! -e "$l" ]; do sleep 1; i=$((i-1)); done; '
+                '[ -e "$l" ] || rm -rf "$d") </dev/null >/dev/null 2>&1 & '
+            )
         script = (
             f'd={folder}; case "$(uname -m)" in {MACHINES[self.userland.arch]}) ;; '
             f'*) echo "{WRONG}$(uname -m)" >&2; exit 65;; esac; '

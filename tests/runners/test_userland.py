@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -65,17 +66,15 @@ def ours(tmp_path_factory: pytest.TempPathFactory) -> Userland:
 
 
 @pytest.fixture
-def supplied(ours, tmp_path: Path, monkeypatch) -> Userland:
+def supplied(ours, monkeypatch) -> Userland:
     monkeypatch.setattr(userland, "find", lambda: ours)
-    monkeypatch.setenv("EDGEOPT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("EDGEOPT_CACHE", str(ours.root.parent / "cache"))
     return ours
 
 
 def without_python(server, **options: object):
     """A board that has no Python but the one that is sent to it."""
-    board = loopback.Ssh(f"ssh://127.0.0.1:{server.port}" + _query(options), loopback.QUICK)
-    type(board).pythons = ("no-such-python",)
-    return board
+    return loopback.Ssh(f"ssh://127.0.0.1:{server.port}" + _query(options), loopback.QUICK)
 
 
 def _query(options: dict[str, object]) -> str:
@@ -156,6 +155,36 @@ def test_an_archive_that_arrives_in_part_is_sent_again(server, model, supplied, 
     with without_python(server) as board:
         assert board.open(model)["model"].run(FEEDS)["logits"].shape == (2, 3)
     assert len(sent) == 2
+
+
+def test_a_userland_that_no_agent_came_for_is_deleted(server, supplied) -> None:
+    archive = supplied.archive()
+    board = without_python(server)
+    command = archive.receive('"$HOME"/.edgeopt-board/userlands', grace=-58)  # two seconds
+    userland.push(board.command(command), archive, loopback.QUICK)
+    assert (server.left / "userlands" / archive.sha256 / "whole").exists()
+    end = time.monotonic() + 30
+    while (server.left / "userlands").exists():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    server.left.rmdir()
+    board.close()
+
+
+def test_a_c_library_that_is_too_old_is_replaced(
+    server, model, supplied, tmp_path: Path, monkeypatch
+) -> None:
+    (tmp_path / "site").mkdir()
+    said = "libc.so.6: version `GLIBC_2.28' not found (required by onnxruntime.so)"
+    (tmp_path / "site" / "onnxruntime.py").write_text(f"raise ImportError({said!r})\n")
+    old = tmp_path / "python"
+    old.write_text(f'#!/bin/sh\nPYTHONPATH={tmp_path}/site exec {sys.executable} "$@"\n')
+    old.chmod(0o755)
+    monkeypatch.setattr(loopback.Ssh, "pythons", (str(old),))
+    with loopback.Ssh(f"ssh://127.0.0.1:{server.port}", loopback.QUICK) as board:
+        assert board.open(model)["model"].run(FEEDS)["logits"].shape == (2, 3)
+        assert any(note.startswith("the board's C library is too old") for note in board.notes)
+        assert board.losses == 0
 
 
 def test_what_cannot_be_helped_is_said(server, model, supplied, monkeypatch, tmp_path: Path) -> None:
