@@ -20,6 +20,7 @@ from edgeopt.graph.observers import (
 from edgeopt.graph.placement import Placement, place
 from edgeopt.graph.quantization import Parameters, QuantParams, Site, write
 from edgeopt.graph.thresholds import PERCENTILE, Method
+from edgeopt.passes._leaky import around
 from edgeopt.passes.base import Samples
 from edgeopt.platform import QuantizationRules, TensorRule
 
@@ -137,13 +138,13 @@ def scales(
     params: dict[Site, list[QuantParams]] = {}
     ranges: dict[str, QuantParams] = {}
     before = _before_leaky(model, placement) if method == "mse" else {}
-    slopes = dict(before.values())
+    for behind, (name, slope) in before.items():
+        dtype = _dtype(placement.rules[Site(name)])
+        if (pair := around(observers[name], slope, dtype)) is not None:
+            ranges[name], ranges[behind] = pair
     for where, origin in placement.activations.items():
-        if origin in before and before[origin][0] in ranges:
-            ranges[origin] = ranges[before[origin][0]]  # positive numbers are rounded once, not twice
-        elif origin not in ranges:
-            slope = slopes.get(origin, 1.0)
-            ranges[origin] = _activation(observers[origin], placement.rules[where], method, slope, percentile)
+        if origin not in ranges:
+            ranges[origin] = _activation(observers[origin], placement.rules[where], method, percentile)
         params[where] = [ranges[origin]]
         ranges.setdefault(where.value, ranges[origin])
     smallest = _smallest_scales(model, placement, ranges)
@@ -172,19 +173,18 @@ def _before_leaky(model: ir.Model, placement: Placement) -> dict[str, tuple[str,
         one, other = (Site(item.name or "") for item in (value, node.outputs[0]))
         if one in placement.activations and placement.rules.get(one) == placement.rules.get(other):
             slope = node.attributes.get_float("alpha", 0.01) or 0.01
-            if 0 < slope < 1:
+            free = not placement.rules[one].symmetric and placement.rules[one].scale is None
+            if 0 < slope < 1 and free and placement.activations[one] == one.value:
                 found[other.value] = (one.value, slope)
     return found
 
 
-def _activation(
-    observer: Observer, rule: TensorRule, method: Method, slope: float, percentile: float
-) -> QuantParams:
+def _activation(observer: Observer, rule: TensorRule, method: Method, percentile: float) -> QuantParams:
     dtype = _dtype(rule)
     if rule.scale is not None:
         zero = np.asarray(rule.zero_point, dtype.numpy()) if rule.zero_point else None
         return QuantParams(dtype, np.asarray(rule.scale, np.float32), zero)
-    low, high = observer.range(method, dtype, rule.symmetric, slope, percentile)
+    low, high = observer.range(method, dtype, rule.symmetric, percentile=percentile)
     return parameters(low, high, dtype, rule.symmetric)
 
 

@@ -1,10 +1,10 @@
 """Choose a quantization scheme for the platform and the data, and see it through.
 
 With calibration data the scheme is static int8. Before it the ranges of channels are made alike, which is
-exact; after it, where the model is not faithful, biases are corrected and blocks trained, and last the
-layers that int8 hurts most return to float where even that was not enough. Every step keeps only what
-gains on the validation samples. Without data, models made of matrix products get dynamic int8 where the
-runtime has it, others 8-bit weights.
+exact; after it weights and biases are solved for, layer by layer in closed form, which costs two runs over
+the data, or trained where more effort is asked for; last the layers that int8 hurts most return to float
+where even that was not enough. Every step keeps only what gains on the validation samples. Without data,
+models made of matrix products get dynamic int8 where the runtime has it, others 8-bit weights.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from edgeopt.passes.bias_correction import BiasCorrection
 from edgeopt.passes.dynamic_int8 import DynamicInt8
 from edgeopt.passes.equalize_channels import EqualizeChannels
 from edgeopt.passes.float16 import Float16
+from edgeopt.passes.gptq import Gptq
 from edgeopt.passes.reconstruct import Reconstruct
 from edgeopt.passes.restore_float import RestoreFloat
 from edgeopt.passes.smooth_activations import SmoothActivations
@@ -38,7 +39,7 @@ Scheme = Literal["auto", "static-int8", "dynamic-int8", "float16", "weight-only"
 Effort = Literal["minimal", "default", "more"]
 
 FAITHFUL = 30.0
-"""dB on the validation samples from which on accuracy is not worth minutes of recovery."""
+"""dB on the validation samples below which biases are corrected where nothing else has helped."""
 
 SECONDS = 60.0
 """CPU seconds that training may take, turned into numbers of iterations before it starts."""
@@ -62,8 +63,9 @@ class Quantize(Plan):
         samples: At most this many calibration samples are used.
         equalize: Equalize the ranges of channels before static int8.
         fidelity: Below this many dB on the validation samples layers return to float; 0 never does.
-        effort: ``default`` trains the quantized model where static int8 leaves less than 30 dB on the
-            validation samples, ``more`` always, ``minimal`` never.
+        effort: ``default`` solves for the weights in closed form, ``more`` trains them as well, which
+            needs torch (without it the same as ``default``), ``minimal`` does nothing where static int8
+            meets ``fidelity``.
     """
 
     name: ClassVar[str] = "quantize"
@@ -110,22 +112,22 @@ class Quantize(Plan):
             return EqualizeChannels(self.keep_float)
         if isinstance(last, EqualizeChannels):
             return self._first(model, context)
-        if not isinstance(last, (StaticInt8, BiasCorrection, Reconstruct)) or context.validation is None:
+        if context.validation is None or isinstance(last, RestoreFloat):
             return None
         if isinstance(last, StaticInt8) and self._recovers(ledger[-1]):
+            if self.effort == "more" and find_spec("torch") is not None:
+                return Reconstruct(seconds=SECONDS, start="gptq")
+            return Gptq()
+        if isinstance(last, Gptq) and not ledger[-1].change.rewrites and _reached(ledger) < FAITHFUL:
             return BiasCorrection()
-        if isinstance(last, BiasCorrection):
-            if find_spec("torch") is not None:
-                return Reconstruct(seconds=SECONDS)
-            context.log.info("torch is not installed, so weights are not trained; pip install torch")
-        return RestoreFloat(self.fidelity) if self.fidelity > 0 else None
+        recovered = isinstance(last, (StaticInt8, Gptq, BiasCorrection, Reconstruct))
+        return RestoreFloat(self.fidelity) if recovered and self.fidelity > 0 else None
 
     def _recovers(self, entry: Entry) -> bool:
-        """Whether what static int8 has lost is worth the minutes of getting it back."""
-        if self.effort == "minimal" or not entry.change.rewrites:
+        """Whether there is something to win back."""
+        if not entry.change.rewrites:
             return False
-        reached = max(entry.change.details.get("fidelity", {}).values(), default=0.0)
-        return self.effort == "more" or reached < FAITHFUL
+        return self.effort != "minimal" or _reached([entry]) < self.fidelity
 
     def _first(self, model: ir.Model, context: Context) -> Pass:
         scheme = self.chosen(model, context.rules, has_data=bool(context.calibration))
@@ -159,6 +161,12 @@ class Quantize(Plan):
         if heavy and rules.quantization.dynamic and "dynamic-int8" in rules.precisions:
             return "dynamic-int8"
         return "weight-only" if rules.quantization.constants else "float16"
+
+
+def _reached(ledger: Sequence[Entry]) -> float:
+    """The fidelity in dB that static int8 reached on the validation samples; 0 where nobody looked."""
+    found = [entry.change.details.get("fidelity") for entry in ledger if isinstance(entry.step, StaticInt8)]
+    return max((found[-1] or {}).values(), default=0.0) if found else 0.0
 
 
 def _weight_of_products(model: ir.Model) -> float:

@@ -9,7 +9,8 @@ initializers: weights stay float, on their grids.
 The float model is the model itself with its quantizers passing values on, so inner values compare even
 where channels were rescaled before; the outputs of the original judge. So this pass comes right behind the
 quantization: once biases were corrected or weights trained, that float form is not the original's any more,
-and the model is left as it is. How often each block is trained
+and the model is left as it is. With ``start: gptq`` it first solves for the weights in closed form itself
+(see ``gptq``) and trains from there. How often each block is trained
 is fixed before the start from an estimate of its cost, so a run ends at the same place on every machine.
 """
 
@@ -19,7 +20,7 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -38,6 +39,7 @@ from edgeopt.graph.quantization import read as read_quantization
 from edgeopt.passes._blocks import Block, find_blocks
 from edgeopt.passes._training import Schedule, find_trainable, set_initializers, train
 from edgeopt.passes.base import Context, Facet, Keeps, Pass, Samples, Stage
+from edgeopt.passes.gptq import Gptq
 from edgeopt.platform import QuantizationRules
 
 BYTES = 2**31
@@ -72,6 +74,7 @@ class Reconstruct(Pass):
         biases: The learning rate of biases; 0 leaves them.
         scales: The learning rate of activations' scales, relative; 0 leaves them.
         layers: Products in a block at least, if a plain chain gives fewer.
+        start: ``gptq`` to train from what that pass makes, empty to train from rounded weights.
     """
 
     name: ClassVar[str] = "reconstruct"
@@ -86,6 +89,7 @@ class Reconstruct(Pass):
     biases: float = 0.05
     scales: float = 0.005
     layers: int = 1
+    start: Literal["", "gptq"] = ""
 
     def __post_init__(self) -> None:
         if self.seconds <= 0 or self.iterations < 1 or self.batch < 1 or self.samples < 1 or not self.rates:
@@ -120,6 +124,9 @@ class Reconstruct(Pass):
             return Change(summary=f"left as it is: {reason}")
         change = Change()
         before = best = trial.fidelity()
+        if self.start:
+            change.rewrites += Gptq().apply(model, context).rewrites
+            best = trial.fidelity()
         with _one_thread(torch):
             taken: set[str] = set() if self.scales else {name for group in groups.values() for name in group}
             counts = _iterations(model, blocks, trial.shapes, trial.batch, self)
@@ -262,6 +269,7 @@ class _Trial:
 
     Attributes:
         model: The model that is trained.
+        exact_model: The same as it was before any training, whose float form is the target.
         calls: Per calibration call its quantized values.
         exact: Per calibration call its float values.
         judging: Per validation call its quantized values.
@@ -272,6 +280,7 @@ class _Trial:
     """
 
     model: ir.Model
+    exact_model: ir.Model
     calls: list[dict[str, Tensor]]
     exact: list[dict[str, Tensor]]
     judging: list[dict[str, Tensor]]
@@ -314,6 +323,7 @@ class _Trial:
         batch = max(array.shape[0] for array in calls[0].values() if array.ndim)
         return cls(
             model,
+            model.clone(),
             [placed(feeds) for feeds in calls],
             [placed(feeds) for feeds in calls],
             [placed(feeds) for feeds in judging],
@@ -325,7 +335,7 @@ class _Trial:
     def batches(self, block: Block) -> list[tuple[dict[str, Tensor], dict[str, Tensor]]]:
         """Returns per call the block's inputs in the quantized model and its outputs in float."""
         torch = require_torch()
-        segment = Segment(self.model, block.inputs, block.outputs, quantized=False)
+        segment = Segment(self.exact_model, block.inputs, block.outputs, quantized=False)
         with torch.no_grad():
             self._next = [segment(values) for values in self.exact]
         return [
@@ -360,7 +370,7 @@ class _Trial:
         self.passed.update(block.nodes)
         with torch.no_grad():
             if not self._next:
-                exact = Segment(self.model, block.inputs, block.outputs, quantized=False)
+                exact = Segment(self.exact_model, block.inputs, block.outputs, quantized=False)
                 self._next = [exact(values) for values in self.exact]
             segment = Segment(self.model, block.inputs, block.outputs)
             for values, outputs in zip(self.exact, self._next, strict=True):

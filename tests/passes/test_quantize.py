@@ -63,6 +63,7 @@ def test_a_convolutional_network_is_quantized_throughout() -> None:
         "smooth-activations",
         "equalize-channels",
         "static-int8",
+        "gptq",
         "restore-float",
     ]
     found = {where.value: where for where in read(quantized)}

@@ -1,0 +1,66 @@
+"""Ranges on both sides of a leaky ReLU, chosen together.
+
+An integer leaky ReLU is a table from one set of levels to another. What is negative behind it is small, so
+levels of its own there are finer, at the price of rounding positive numbers twice; with the levels of its
+input they are rounded once, but negative numbers coarsely. Which is better depends on what was seen, so both
+are tried, over shrunken ranges before and behind, and the pair taken that leaves the least squared error.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from edgeopt.graph.observers import BINS, Observer, parameters
+from edgeopt.graph.quantization import QuantParams, integer_range
+
+HIGHS = (1.0, 0.92, 0.84, 0.76, 0.68, 0.6, 0.5)
+LOWS = (1.0, 0.8, 0.6, 0.45, 0.3, 0.2, 0.1, 0.05)
+"""Shares of the extremes that the range before the leaky ReLU may reach."""
+
+BEHIND = (1.0, 0.94, 0.88, 0.8, 0.7, 0.6)
+"""Shares of that range's ends that the range behind it may reach."""
+
+
+def around(observer: Observer, slope: float, dtype: ir.DataType) -> tuple[QuantParams, QuantParams] | None:
+    """Returns the parameters before and behind a leaky ReLU, or ``None`` where nothing was seen to choose by.
+
+    Args:
+        observer: What was seen before it.
+        slope: Its slope for negative numbers, between 0 and 1.
+        dtype: The integer type.
+    """
+    low, high = min(observer.low, 0.0), max(observer.high, 0.0)
+    if observer.width == 0.0 or not (np.isfinite(low) and np.isfinite(high)) or high <= 0 or low >= 0:
+        return None
+    used = observer.counts > 0
+    values = (observer.origin + (np.arange(BINS) + 0.5) * observer.width)[used]
+    weights = observer.counts[used]
+    wanted = np.where(values < 0, slope * values, values)
+    first, last = integer_range(dtype)
+    best, chosen = np.inf, None
+    for above in HIGHS:
+        for below in LOWS:
+            before = parameters(low * below, high * above, dtype)
+            passed = _rounded(values, before, first, last)
+            passed = np.where(passed < 0, slope * passed, passed)
+            for behind in _candidates(before, slope, low * below, high * above, dtype):
+                made = _rounded(passed, behind, first, last)
+                error = float(np.dot(weights, (made - wanted) ** 2))
+                if error < best:
+                    best, chosen = error, (before, behind)
+    return chosen
+
+
+def _candidates(
+    before: QuantParams, slope: float, low: float, high: float, dtype: ir.DataType
+) -> list[QuantParams]:
+    return [before, *(parameters(slope * low, high * share, dtype) for share in BEHIND)]
+
+
+def _rounded(values: np.ndarray, params: QuantParams, first: int, last: int) -> np.ndarray:
+    assert params.scale is not None
+    zero = 0.0 if params.zero_point is None else float(params.zero_point)
+    step = float(params.scale)
+    numbers: np.ndarray = (np.clip(np.rint(values / step) + zero, first, last) - zero) * step
+    return numbers

@@ -1,0 +1,176 @@
+"""Weights on a grid that make of quantized inputs what float weights make of float ones.
+
+With q the quantized input of a product, y what the float model makes of its own and e = y - W q, the
+weights and biases of least squared error are
+
+    W* = W + cov(e, q) (cov(q, q) + damping)^-1,    b* = mean(y - W* q),
+
+which takes back what earlier layers left over as far as it depends on q. Rounding column after column,
+each column's error is given on to the columns not yet rounded, by the Cholesky factor of the inverse
+(Frantar et al., GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers,
+ICLR 2023), so that what is left of the rounding error in W q is small.
+
+Arrays have a leading axis of groups, as grouped convolutions have: weights [groups, outputs, columns],
+second moments [groups, columns, columns].
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+COLUMNS = 96
+"""Columns that are rounded before their errors go on to all columns behind them."""
+
+SHRINK = (1.0, 0.97, 0.94, 0.9, 0.85, 0.8, 0.7)
+"""Shares of a channel's extremes that its scale may represent."""
+
+
+@dataclass(slots=True)
+class Moments:
+    """Sums over rows of a product's quantized inputs q and of the errors e of its outputs.
+
+    Attributes:
+        count: Rows.
+        inputs: Sum of q, float64 [groups, columns].
+        errors: Sum of e, float64 [groups, outputs].
+        square: Sum of q q^T, float64 [groups, columns, columns].
+        cross: Sum of e q^T, float64 [groups, outputs, columns].
+    """
+
+    count: int
+    inputs: np.ndarray
+    errors: np.ndarray
+    square: np.ndarray
+    cross: np.ndarray
+
+    @classmethod
+    def empty(cls, groups: int, outputs: int, columns: int) -> Moments:
+        """Sums over no rows."""
+        return cls(
+            0,
+            np.zeros((groups, columns)),
+            np.zeros((groups, outputs)),
+            np.zeros((groups, columns, columns)),
+            np.zeros((groups, outputs, columns)),
+        )
+
+    def see(self, rows: np.ndarray, errors: np.ndarray) -> None:
+        """Adds rows [groups, rows, columns] with their errors [groups, rows, outputs]."""
+        self.count += rows.shape[1]
+        self.inputs += rows.sum(1, dtype=np.float64)
+        self.errors += errors.sum(1, dtype=np.float64)
+        for group in range(len(rows)):  # a matrix times its own transpose is half the work
+            self.square[group] += rows[group].T @ rows[group]
+            self.cross[group] += errors[group].T @ rows[group]
+
+    def about_means(self, *, free: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the second moments of q, and of e and q; about their means where a bias is free."""
+        square, cross = self.square / self.count, self.cross / self.count
+        if free:
+            inputs, errors = self.inputs / self.count, self.errors / self.count
+            square = square - inputs[:, :, None] * inputs[:, None, :]
+            cross = cross - errors[:, :, None] * inputs[:, None, :]
+        return square, cross
+
+
+def damped(square: np.ndarray, damping: float) -> np.ndarray:
+    """Adds a share of the mean of its diagonal to the diagonal of every group's matrix."""
+    diagonal = np.einsum("gkk->gk", square)
+    added = damping * diagonal.mean(1, keepdims=True) + 1e-12
+    added = np.where(diagonal <= 0, added + 1e-6, added)  # inputs that are always zero
+    stable: np.ndarray = square + np.eye(square.shape[1]) * added[:, None, :]
+    return stable
+
+
+def best_weights(weight: np.ndarray, square: np.ndarray, cross: np.ndarray) -> np.ndarray:
+    """Returns W + cross square^-1, float64 [groups, outputs, columns]."""
+    change = np.linalg.solve(square, np.swapaxes(cross, 1, 2))
+    best: np.ndarray = weight + np.swapaxes(change, 1, 2)
+    return best
+
+
+def channel_steps(
+    weight: np.ndarray, square: np.ndarray, least: np.ndarray, low: int, high: int
+) -> np.ndarray:
+    """Chooses each output's step by the expected damage of rounding to its nearest point.
+
+    Args:
+        weight: float64 [groups, outputs, columns].
+        square: Second moments of the inputs; the diagonal weighs errors.
+        least: The smallest step allowed, [groups, outputs].
+        low: The smallest integer.
+        high: The largest.
+
+    Returns:
+        Steps, float64 [groups, outputs].
+    """
+    diagonal = np.einsum("gkk->gk", square)[:, None, :]
+    extreme = np.abs(weight).max(-1) / min(-low, high)
+    extreme = np.where(extreme <= 0, 1.0, extreme)
+    chosen, best = np.maximum(extreme, least), np.full(extreme.shape, np.inf)
+    for share in SHRINK:
+        steps = np.maximum(extreme * share, least).astype(np.float32).astype(np.float64)
+        grid = np.clip(np.rint(weight / steps[..., None]), low, high) * steps[..., None]
+        damage = (np.square(grid - weight) * diagonal).sum(-1)
+        chosen = np.where(damage < best, steps, chosen)
+        best = np.minimum(damage, best)
+    rounded: np.ndarray = chosen.astype(np.float32).astype(np.float64)
+    return rounded
+
+
+def round_columns(
+    weight: np.ndarray, steps: np.ndarray, square: np.ndarray, low: int, high: int
+) -> np.ndarray:
+    """Rounds weights to multiples of their steps, giving each column's error on to the later ones.
+
+    Args:
+        weight: float64 [groups, outputs, columns].
+        steps: [groups, outputs].
+        square: Second moments of the inputs, damped.
+        low: The smallest integer.
+        high: The largest.
+
+    Returns:
+        Weights on the grid, float64 [groups, outputs, columns].
+    """
+    order = np.argsort(-np.einsum("gkk->gk", square).sum(0), kind="stable")  # what matters most first
+    work = weight[:, :, order].copy()
+    inverse = np.linalg.inv(square[:, order][:, :, order])
+    upper = np.swapaxes(np.linalg.cholesky((inverse + np.swapaxes(inverse, 1, 2)) / 2), 1, 2)
+    grid = np.empty_like(work)
+    count = work.shape[-1]
+    for start in range(0, count, COLUMNS):
+        end = min(start + COLUMNS, count)
+        losses = np.zeros((*work.shape[:2], end - start))
+        for column in range(start, end):
+            row = upper[:, column, column:]
+            rounded = np.clip(np.rint(work[:, :, column] / steps), low, high) * steps
+            loss = (work[:, :, column] - rounded) / row[:, :1]
+            grid[:, :, column] = rounded
+            work[:, :, column:end] -= loss[:, :, None] * row[:, None, : end - column]
+            losses[:, :, column - start] = loss
+        work[:, :, end:] -= losses @ upper[:, start:end, end:]
+    result = np.empty_like(grid)
+    result[:, :, order] = grid
+    return result
+
+
+def residual(change: np.ndarray, shift: np.ndarray, moments: Moments) -> np.ndarray:
+    """The mean squared error that is left, less its part that no weights can change, per output.
+
+    Args:
+        change: W' - W, [groups, outputs, columns].
+        shift: b' - b, [groups, outputs].
+        moments: Of the rows to judge by.
+
+    Returns:
+        float64 [groups, outputs]; differences between choices mean something, the figure alone does not.
+    """
+    count = moments.count
+    inputs, errors = moments.inputs / count, moments.errors / count
+    left: np.ndarray = np.einsum("gok,gkl,gol->go", change, moments.square / count, change, optimize=True)
+    left -= 2 * np.einsum("gok,gok->go", change, moments.cross / count)
+    left += 2 * shift * (np.einsum("gok,gk->go", change, inputs) - errors) + np.square(shift)
+    return left

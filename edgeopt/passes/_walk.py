@@ -1,0 +1,121 @@
+"""Walking through a quantized model and its float form together, one product after another.
+
+Values of all calls are kept for the place reached and no others, so every node runs once or twice in all,
+however many layers are looked at, and memory is that of one cut through the graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+
+from edgeopt.errors import RuntimeFailure
+from edgeopt.graph.execute import first_line
+from edgeopt.graph.region import feeds_of, part, read_by
+from edgeopt.passes._blocks import find_blocks, varying
+
+Values = dict[str, np.ndarray]
+"""Values of one call, by name."""
+
+
+@dataclass(slots=True)
+class Lane:
+    """One of the models on the way: what of it has been computed, call by call.
+
+    Attributes:
+        model: The model.
+        calls: Per call the values that something not yet run reads.
+        nodes: Its nodes that depend on inputs, by name.
+        constants: Its other nodes.
+        left: Names of the nodes that have not been run.
+    """
+
+    model: ir.Model
+    calls: list[Values]
+    nodes: dict[str, ir.Node] = field(default_factory=dict)
+    constants: list[ir.Node] = field(default_factory=list)
+    left: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        moving = varying(self.model.graph)
+        self.nodes = {node.name or "": node for node in moving}
+        known = set(moving)
+        self.constants = [node for node in self.model.graph if node not in known]
+        self.left = set(self.nodes)
+
+    def output(self, node: str) -> str:
+        """The name of a node's first output."""
+        return self.nodes[node].outputs[0].name or ""
+
+    def reaches(self, nodes: Sequence[str], value: str) -> bool:
+        """Whether a value is known once the next nodes have run."""
+        inside = (output.name for name in nodes if name in self.nodes for output in self.nodes[name].outputs)
+        return value in self.calls[0] or value in inside
+
+    def run(self, nodes: Sequence[str], wanted: Sequence[str]) -> Iterator[Values]:
+        """Computes values of the next nodes from those kept, call by call; values kept are passed on.
+
+        Raises:
+            RuntimeFailure: onnxruntime cannot run them.
+        """
+        inside = [self.nodes[name] for name in nodes if name in self.nodes]
+        made = {output.name or "": output for node in inside for output in node.outputs}
+        values = [made[name] for name in dict.fromkeys(wanted) if name in made]
+        session = self._session(values, inside) if values else None
+        inputs = [] if session is None else [item.name for item in session.get_inputs()]
+        for call in self.calls:
+            found = {name: call[name] for name in wanted if name not in made}
+            if session is not None:
+                try:
+                    results = session.run(None, {name: call[name] for name in inputs})
+                except Exception as failure:  # onnxruntime raises a class of its own per status code
+                    reason = f"onnxruntime fails to run a part: {first_line(failure)}"
+                    raise RuntimeFailure(reason) from failure
+                found.update(zip((value.name or "" for value in values), results, strict=True))
+            yield found
+
+    def _session(self, values: list[ir.Value], inside: list[ir.Node]) -> onnxruntime.InferenceSession:
+        proto, fed = part(values, [*inside, *self.constants], self.model)
+        inputs = [item for item in proto.graph.input if item.name not in fed]
+        del proto.graph.input[:]
+        proto.graph.input.extend(inputs)
+        for name, array in feeds_of(fed).items():
+            proto.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.log_severity_level = 4
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        return onnxruntime.InferenceSession(
+            proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+
+    def advance(self, nodes: Sequence[str]) -> None:
+        """Runs nodes and keeps what the others need."""
+        self.left -= set(nodes)
+        needed = {value.name or "" for value in self.model.graph.outputs}
+        for name in self.left:
+            needed.update(value.name or "" for value in read_by(self.nodes[name]))
+        inside = {
+            value.name or "" for name in nodes if name in self.nodes for value in self.nodes[name].outputs
+        }
+        wanted = sorted(inside & needed)
+        for index, found in enumerate(self.run(nodes, wanted)):
+            call = self.calls[index]
+            call.update(found)
+            for name in [name for name in call if name not in needed]:
+                del call[name]
+
+
+def segments(model: ir.Model) -> list[list[str]]:
+    """Parts the nodes that depend on inputs, by name, so that few segments have more than one product."""
+    return [[node.name or "" for node in block.nodes] for block in find_blocks(model.graph, most=0)]
+
+
+def lane(model: ir.Model, calls: Sequence[Mapping[str, np.ndarray]]) -> Lane:
+    """Stands at the beginning of a model with the inputs of its calls."""
+    return Lane(model, [dict(call) for call in calls])

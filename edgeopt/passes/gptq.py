@@ -1,0 +1,319 @@
+"""Round weights so that what each layer makes of quantized inputs is what the float model makes of its own.
+
+Layer after layer, weights and biases of least squared error are solved for in closed form, against the
+float model's output and on the inputs that the layers before leave, and then rounded column by column with
+the errors handed on (see ``_least_squares``). So errors of earlier layers are made up for as well, as
+training layer by layer does (AdaQuant: Hubara et al., ICML 2021), at the price of two runs over the data
+and without gradients. The output that a layer's sum with a shortcut makes counts, so that the errors of
+the shortcut are made up for too.
+
+Each layer keeps what leaves the least error on calls that took no part in solving, per output channel;
+the whole is kept where the model becomes more faithful on the validation samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from edgeopt import fidelity
+from edgeopt.errors import PassError, RuntimeFailure, UserError
+from edgeopt.graph.change import Change, Rewrite, Skipped
+from edgeopt.graph.execute import Executor
+from edgeopt.graph.names import name_nodes, original_names
+from edgeopt.graph.observers import activation_bytes
+from edgeopt.graph.quantization import integer_range, read
+from edgeopt.passes._calibration import Calls
+from edgeopt.passes._forms import Forms
+from edgeopt.passes._least_squares import (
+    Moments,
+    best_weights,
+    channel_steps,
+    damped,
+    residual,
+    round_columns,
+)
+from edgeopt.passes._products import Product
+from edgeopt.passes._walk import Lane, lane, segments
+from edgeopt.passes.base import Context, Facet, Keeps, Pass, Samples, Stage
+
+BYTES = 2**32
+"""All values of all calls together stay below this, estimated; what is kept at a time is about a tenth."""
+
+LEAST_SAMPLES = 8
+
+HELD = 4
+"""Every so many calls, one takes no part in solving and judges what was solved."""
+
+DAMPING = 0.003
+"""The share of the mean squared input that is added to every input's."""
+
+LEAST_ROWS, ROWS_PER_COLUMN, MOST_ROWS = 6144, 6, 24576
+"""Rows that are solved for."""
+
+ROUGH_BIAS = 2.0**30
+"""The largest integer that a bias may become."""
+
+SAME = 50.0
+"""From this fidelity in dB on the float form computes what the original does."""
+
+
+@dataclass(frozen=True)
+class Gptq(Pass):
+    """Solve for the weights and biases of least squared error, and round them with errors handed on.
+
+    Attributes:
+        samples: At most this many calibration samples are used, fewer of a large model.
+        damping: The share of the mean squared input that is added to every input's.
+    """
+
+    name: ClassVar[str] = "gptq"
+    stage: ClassVar[Stage] = "quantize"
+    keeps: ClassVar[Keeps] = "approximate"
+
+    samples: int = 512
+    damping: float = DAMPING
+
+    def __post_init__(self) -> None:
+        if self.samples < 1 or self.damping <= 0:
+            raise UserError("gptq needs samples and a damping above zero")
+
+    @property
+    def reads(self) -> frozenset[Facet]:
+        """Calibration and validation samples, and the float original."""
+        return frozenset({"calibration", "validation", "teacher"})
+
+    def apply(self, model: ir.Model, context: Context) -> Change:
+        """Solves every product with constant 8-bit weights, in order.
+
+        Raises:
+            PassError: There are no calibration samples.
+        """
+        data = context.calibration
+        if data is None or len(data) == 0:
+            raise PassError("gptq needs calibration data")
+        params = read(model)
+        if not params:
+            return Change(summary="no quantized weights to round")
+        name_nodes(model)
+        state = Forms.of(model, params)
+        calls = _fitting(state.plain, data, self.samples)
+        original = state.plain if context.teacher is None else context.teacher
+        judging = None
+        if context.validation is not None and len(context.validation):
+            judging = list(Calls.fitting(state.plain, context.validation, 64).for_trials(state.plain))
+            if (twin := _worth(original, state.plain, judging)) < SAME:
+                reason = f"its float form is only {twin:.0f} dB from the original"
+                return Change(summary=f"left as it is: {reason}")
+        before = None if judging is None else _worth(original, state.simulated, judging)
+        feeds = list(calls)
+        lanes = (lane(state.plain, feeds), lane(state.simulated, feeds))
+        try:
+            change = self._solved(state, lanes, context)
+        except RuntimeFailure as failure:
+            note = (
+                f"weights are rounded to the nearest, since {failure.message[0].lower()}{failure.message[1:]}"
+            )
+            return Change(summary="left as it is", notes=[note])
+        if not change.rewrites:
+            change.summary = "no layer gains by it"
+            return change
+        change.details = {"layers": len(change.rewrites), "samples": len(feeds) * calls.batch}
+        if judging is not None and before is not None:
+            after = _worth(original, state.simulated, judging)
+            change.details |= {"fidelity": round(before, 2), "fidelity_after": round(after, 2)}
+            if after <= before:
+                reason = f"not kept: {before:.1f} dB became {after:.1f} on the validation samples"
+                change.skipped += [Skipped(self.name, item.site, reason) for item in change.rewrites]
+                change.rewrites.clear()
+                change.summary = reason
+                return change
+            change.summary = f"{len(change.rewrites)} layers solved, {before:.1f} -> {after:.1f} dB"
+        else:
+            change.summary = f"{len(change.rewrites)} layers solved"
+        state.write(model)
+        return change
+
+    def _solved(self, state: Forms, lanes: tuple[Lane, Lane], context: Context) -> Change:
+        """Goes through both models and solves product after product."""
+        generator = np.random.default_rng(context.seed)
+        parts = segments(state.simulated)
+        change = Change()
+        for nodes in context.progress(parts, "gptq", len(parts)):
+            for name in nodes:
+                product = state.products.get(name)
+                if product is None or not context.allow(self.name, name):
+                    continue
+                solved = _solve(state, product, lanes, nodes, self.damping, generator)
+                if solved:
+                    original_name = original_names(lanes[1].nodes[name]) or (name,)
+                    change.rewrites.append(Rewrite(self.name, original_name[0], original_name))
+                else:
+                    change.skipped.append(Skipped(self.name, name, "no channel gains by it"))
+            for one in lanes:
+                one.advance(nodes)
+        return change
+
+
+def _fitting(model: ir.Model, data: Samples, samples: int) -> Calls:
+    """As many calls as memory allows."""
+    first = next(data.feeds(), None)
+    size = max(activation_bytes(model, first), 1) if first is not None else 1
+    return Calls.fitting(model, data, int(np.clip(BYTES // size, min(LEAST_SAMPLES, samples), samples)))
+
+
+def _shortcut(product: Product, lanes: tuple[Lane, Lane]) -> tuple[str, str] | None:
+    """The other summand of the sum that the product's output goes into, in both models, if known."""
+    found = []
+    for one in lanes:
+        node = one.nodes[product.node]
+        while True:
+            uses = list(node.outputs[0].uses())
+            if len(uses) != 1 or node.outputs[0].is_graph_output():
+                return None
+            reader = uses[0].node
+            if reader.op_type in ("QuantizeLinear", "DequantizeLinear"):
+                node = reader
+                continue
+            if reader.op_type != "Add":
+                return None
+            other = reader.inputs[1 - uses[0].idx]
+            if other is None or other is reader.inputs[uses[0].idx]:
+                return None
+            if other.is_initializer():
+                if node.name != product.node and node.op_type == "Add":
+                    return None
+                node = reader
+                continue
+            found.append(other.name or "")
+            break
+    return found[0], found[1]
+
+
+def _solve(
+    state: Forms,
+    product: Product,
+    lanes: tuple[Lane, Lane],
+    nodes: Sequence[str],
+    damping: float,
+    generator: np.random.Generator,
+) -> bool:
+    """Solves one product; returns whether some channel gains."""
+    plain, simulated = lanes
+    weight = state.float_weight(product.weight)
+    matrix = product.matrix(weight)
+    groups, outputs, columns = matrix.shape
+    free = product.bias is not None
+    output = plain.output(product.node)
+    source = simulated.nodes[product.node].inputs[0]
+    assert source is not None
+    reads = source.name or ""
+    sums = _shortcut(product, lanes)
+    if sums is not None and not all(one.reaches(nodes, name) for one, name in zip(lanes, sums, strict=True)):
+        sums = None  # the other summand comes later, and will make up for this one
+    wanted = (output,) if sums is None else (output, sums[0])
+    given = (reads,) if sums is None else (reads, sums[1])
+    total = int(np.clip(ROWS_PER_COLUMN * columns, LEAST_ROWS, MOST_ROWS))
+    each = -(-total // len(plain.calls))
+    fit, held = Moments.empty(groups, outputs, columns), Moments.empty(groups, outputs, columns)
+    small = matrix.astype(np.float32)
+    bias = None
+    if product.bias is not None and product.operator != "MatMul":
+        bias = state.float_weight(product.bias).reshape(groups, 1, outputs).astype(np.float32)
+    both = zip(plain.run(nodes, wanted), simulated.run(nodes, given), strict=True)
+    for index, (exact, made) in enumerate(both):
+        array = exact[output]
+        at = product.positions(array, each, generator)
+        rows = product.rows(made[reads], array.shape, at)
+        errors = product.outputs(array, at) - np.einsum("gnk,gok->gno", rows, small, optimize=True)
+        if bias is not None:
+            errors -= bias
+        if sums is not None and exact[sums[0]].shape == array.shape == made[sums[1]].shape:
+            errors += product.outputs(exact[sums[0]] - made[sums[1]], at)
+        (held if index % HELD == HELD - 1 and len(plain.calls) >= HELD else fit).see(rows, errors)
+    if not fit.count:
+        return False
+    judge = held if held.count else fit
+    return _choose(state, product, weight, matrix, fit, judge, free, damping)
+
+
+def _choose(
+    state: Forms,
+    product: Product,
+    weight: np.ndarray,
+    matrix: np.ndarray,
+    fit: Moments,
+    judge: Moments,
+    free: bool,
+    damping: float,
+) -> bool:
+    """Tries how far to go, and keeps per channel what leaves the least error on the held-out rows."""
+    quantizer = state.params[state.weights[product.weight]][0]
+    low, high = integer_range(quantizer.dtype)
+    square, cross = fit.about_means(free=free)
+    stable = damped(square, damping)
+    assert quantizer.scale is not None
+    per_channel = quantizer.scale.ndim > 0
+    scale = quantizer.scale.astype(np.float64).reshape(-1)
+    channels = matrix.shape[0] * matrix.shape[1]
+    old_steps = np.broadcast_to(scale, (channels,)).reshape(matrix.shape[:2])
+    mean_in, mean_error = fit.inputs / fit.count, fit.errors / fit.count
+
+    def shift_of(candidate: np.ndarray) -> np.ndarray:
+        if not free:
+            return np.zeros(matrix.shape[:2])
+        shift: np.ndarray = mean_error - np.einsum("gok,gk->go", candidate - matrix, mean_in)
+        return shift
+
+    plain = np.clip(np.rint(matrix / old_steps[..., None]), low, high) * old_steps[..., None]
+    options = [(plain, old_steps, np.zeros(matrix.shape[:2]))]
+    if free:
+        options.append((plain, old_steps, shift_of(plain)))
+    best = best_weights(matrix, stable, cross)
+    least = _least_steps(state, product, matrix.shape, free)
+    for target in (matrix, matrix + 0.5 * (best - matrix), best):
+        steps = channel_steps(target, stable, least, low, high) if per_channel else old_steps
+        grid = round_columns(target, steps, stable, low, high)
+        options.append((grid, steps, shift_of(grid)))
+    left = np.stack([residual(item[0] - matrix, item[2], judge) for item in options])
+    together = np.full(matrix.shape[:2], left.sum((1, 2)).argmin())
+    index = left.argmin(0) if per_channel else together
+    if not index.any():
+        return False
+
+    def pick(arrays: Sequence[np.ndarray]) -> np.ndarray:
+        stacked = np.stack(arrays)
+        chosen = index.reshape(1, *index.shape, *[1] * (stacked.ndim - 3))
+        taken: np.ndarray = np.take_along_axis(stacked, chosen, 0)[0]
+        return taken
+
+    grid = pick([item[0] for item in options])
+    steps = pick([item[1] for item in options])
+    shift = pick([item[2] for item in options])
+    bias = None
+    if product.bias is not None:
+        old = state.float_weight(product.bias)
+        bias = old + shift.reshape(old.shape)
+    state.set(product, product.unmatrix(grid, weight.shape), steps, bias)
+    return True
+
+
+def _least_steps(state: Forms, product: Product, shape: tuple[int, ...], free: bool) -> np.ndarray:
+    """The smallest step of each output with which its bias is an int32."""
+    step = state.input_step(product)
+    if not free or product.bias is None or not step:
+        return np.zeros(shape[:2])
+    bias = np.abs(state.float_weight(product.bias)).reshape(shape[:2])
+    least: np.ndarray = 2 * bias / (step * ROUGH_BIAS)
+    return least
+
+
+def _worth(original: ir.Model, model: ir.Model, calls: Sequence[Mapping[str, np.ndarray]]) -> float:
+    with Executor(original, optimize=True) as reference, Executor(model) as executor:
+        value = fidelity.compare(reference.run, executor.run, islice(calls, None)).value
+    return fidelity.LIMIT if value is None else value
