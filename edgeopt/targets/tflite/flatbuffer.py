@@ -7,6 +7,7 @@ bytes depend on the program alone.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ from edgeopt.targets.tflite.program import Operation, Program, Tensor
 
 IDENTIFIER = b"TFL3"
 ALIGNMENT = 16
+SMALL = 1024
+"""Bytes up to which constants that repeat are written once."""
 TYPES = {
     "float32": "FLOAT32",
     "float16": "FLOAT16",
@@ -61,7 +64,8 @@ def packed(program: Program, description: str = "edgeopt") -> memoryview:
     number = {id(tensor): index for index, tensor in enumerate(tensors)}
     buffers: list[Any] = [_buffer(api, None)]
     by_content: dict[bytes, int] = {}
-    packed = [_tensor(api, tensor, buffers, by_content) for tensor in tensors]
+    vectors: dict[bytes, int] = {}
+    packed = [_tensor(api, tensor, buffers, by_content, vectors) for tensor in tensors]
 
     codes: dict[tuple[str, int], int] = {}
     operators = []
@@ -233,7 +237,13 @@ def _buffer(api: Any, data: memoryview | None) -> Any:
     return buffer
 
 
-def _tensor(api: Any, tensor: Tensor, buffers: list[Any], by_content: dict[bytes, int]) -> Any:
+def _tensor(
+    api: Any,
+    tensor: Tensor,
+    buffers: list[Any],
+    by_content: dict[bytes, int],
+    vectors: dict[bytes, int],
+) -> Any:
     packed = api.TensorT()
     packed.name = tensor.name
     packed.shape = np.array(tensor.shape, np.int32)
@@ -242,7 +252,7 @@ def _tensor(api: Any, tensor: Tensor, buffers: list[Any], by_content: dict[bytes
     if tensor.data is not None:
         array = np.ascontiguousarray(tensor.data).astype(tensor.dtype, copy=False)
         # Small tables such as shapes and axes repeat; weights are worth neither the hash nor the wait.
-        key = array.tobytes() if array.nbytes <= 64 else None
+        key = array.tobytes() if array.nbytes <= SMALL else None
         known = None if key is None else by_content.get(key)
         if known is None:
             known = len(buffers)
@@ -251,12 +261,39 @@ def _tensor(api: Any, tensor: Tensor, buffers: list[Any], by_content: dict[bytes
                 by_content[key] = known
         packed.buffer = known
     if tensor.scale is not None and tensor.zero_point is not None:
-        quantization = api.QuantizationParametersT()
-        quantization.scale = np.atleast_1d(tensor.scale).astype(np.float32)
-        quantization.zeroPoint = np.atleast_1d(tensor.zero_point).astype(np.int64)
-        quantization.quantizedDimension = tensor.axis
-        packed.quantization = quantization
+        packed.quantization = _quantization(api, tensor.scale, tensor.zero_point, tensor.axis, vectors)
     return packed
+
+
+def _quantization(
+    api: Any, scale: np.ndarray, zero_point: np.ndarray, axis: int, vectors: dict[bytes, int]
+) -> Any:
+    """Quantization parameters; tables and vectors that repeat, zero points above all, are written once."""
+    scales = np.atleast_1d(scale).astype(np.float32)
+    zeros = np.atleast_1d(zero_point).astype(np.int64)
+
+    def once(key: bytes, make: Callable[[], int]) -> int:
+        if key not in vectors:
+            vectors[key] = make()
+        return vectors[key]
+
+    def pack(builder: Any) -> int:
+        def table() -> int:
+            first, second = (
+                once(kind + vector.tobytes(), lambda vector=vector: builder.CreateNumpyVector(vector))  # type: ignore[misc]
+                for kind, vector in ((b"s", scales), (b"z", zeros))
+            )
+            api.QuantizationParametersStart(builder)
+            api.QuantizationParametersAddScale(builder, first)
+            api.QuantizationParametersAddZeroPoint(builder, second)
+            api.QuantizationParametersAddQuantizedDimension(builder, axis)
+            return int(api.QuantizationParametersEnd(builder))
+
+        return once(b"t" + bytes([axis]) + scales.tobytes() + zeros.tobytes(), table)
+
+    quantization = api.QuantizationParametersT()
+    quantization.Pack = pack
+    return quantization
 
 
 def _read_tensor(item: Any, buffers: list[Any], types: dict[int, str]) -> Tensor:
