@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from edgeopt.errors import UnreachableError, UserError
 from edgeopt.runners.board import Board
-from edgeopt.runners.link import Lost, Patience
+from edgeopt.runners.link import Lost, Patience, Refused
 
 _FATAL = (
     (
@@ -51,6 +51,12 @@ class Adb(Board):
     def command(self, remote: str) -> list[str]:
         """The client; -T keeps the stream free of a terminal's changes."""
         return ["adb", "-s", self._serial, "shell", "-T", "-e", "none", remote]
+
+    def remedy(self, trouble: Lost | Refused) -> bool:
+        """Sends a userland, unless it is the client that failed."""
+        if isinstance(trouble, Lost) and any(words in trouble.errors for words, _, _ in _FATAL):
+            return False
+        return super().remedy(trouble)
 
     def explain(self, lost: Lost) -> UnreachableError | None:
         """What the client's words mean."""

@@ -56,7 +56,7 @@ MARK = 0x4544
 ROOT = os.environ.get("EDGEOPT_BOARD_ROOT", "")
 """The root that /proc and /sys are read under; other than "" only where a board is made up."""
 
-START = os.environ.get("EDGEOPT_START", "").split() or [sys.executable]
+START = os.environ.get("EDGEOPT_START", sys.executable).split("\n")
 """How a process of this Python is started: by itself, or through the loader of a userland that was sent."""
 
 CLEANER = """

@@ -138,7 +138,7 @@ class Archive:
             "unset LD_LIBRARY_PATH LD_PRELOAD PYTHONHOME PYTHONSTARTUP; "
             'export PYTHONPATH="$u/site" PYTHONUTF8=1 PYTHONDONTWRITEBYTECODE=1; '
             f'set -- "$u/root/{it.loader}" --library-path "{libraries}" "$u/root/{it.python}"; '
-            'export EDGEOPT_START="$1 $2 $3 $4"; '
+            'export EDGEOPT_START="$1\n$2\n$3\n$4"; '
             f'exec "$@" -u -c {shlex.quote(BOOT)}'
         )
         return f"exec sh -c {shlex.quote(script)}"

@@ -94,15 +94,16 @@ def test_the_same_userland_gives_the_same_archive(ours, tmp_path: Path) -> None:
 
 
 def test_a_board_without_python_is_sent_one_and_keeps_nothing(server, model, supplied) -> None:
-    with without_python(server) as board:
+    folder = server.home / "a folder"
+    with without_python(server, folder=folder) as board:
         session = board.open(model)["model"]
         assert np.array_equal(session.run(FEEDS)["logits"], np.abs(FEEDS["features"]))
         (agent,) = server.agents()
         words = Path(f"/proc/{agent}/cmdline").read_bytes().split(b"\0")
         assert b"ld-linux" in words[0] and words[1] == b"--library-path"
         maps = Path(f"/proc/{agent}/maps").read_text()
-        assert str(server.left / "userlands") in maps and "libc.so.6" in maps
-        assert not any("libc.so.6" in line and str(server.left) not in line for line in maps.splitlines())
+        assert str(folder / "userlands") in maps and "libc.so.6" in maps
+        assert not any("libc.so.6" in line and str(folder) not in line for line in maps.splitlines())
         assert any("the board has no Python: the runtime ran in a userland" in note for note in board.notes)
     server.wait_until_clean(10)
 
@@ -113,7 +114,7 @@ def test_a_cut_connection_finds_the_userland_again_and_the_cleaner_deletes_it(
     sent = []
     push = userland.push
     monkeypatch.setattr(userland, "push", lambda *words: (sent.append(1), push(*words)))
-    board = without_python(server)
+    board = without_python(server, folder=server.home / "a folder")
     session = board.open(model)["model"]
     for number in server.connections():
         loopback.kill(number)
