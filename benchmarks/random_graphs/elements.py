@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from onnx import helper
+from onnx import TensorProto, helper
 
 from benchmarks.random_graphs.graph import FLOAT, INT64, Graph, Value
 
@@ -21,7 +21,10 @@ UNARY = (
     "Elu",
 )
 EXACT_UNARY = ("Relu", "Neg", "Abs", "Identity")
-CASTS = ("float32", "float64", "float16", "int32", "int64", "int8", "uint8", "bool")
+CASTS = (
+    *("float32", "float64", "float16", "bool", "int8", "int16", "int32", "int64"),
+    *("uint8", "uint16", "uint32", "uint64"),
+)
 
 
 def unary(g: Graph) -> None:
@@ -78,6 +81,35 @@ def cast(g: Graph) -> None:
             x = Value(limited, x.shape, x.dtype, x.exact)
         kind = helper.np_dtype_to_tensor_dtype(dtype)
         g.add("Cast", [x.name], Value(g.name(), x.shape, dtype, x.exact or x.dtype.kind != "f"), to=kind)
+
+
+def round_trip(g: Graph) -> None:
+    """Through a type that numpy has not, and back: bfloat16, a string or a packed integer."""
+    through = [TensorProto.STRING, *([TensorProto.BFLOAT16] if g.opset >= 13 else [])]
+    through += [TensorProto.INT4, TensorProto.UINT4] if g.opset >= 21 else []
+    kind = g.pick(through)
+    x = g.value(lambda v: v.exact and v.dtype == (INT64 if kind == TensorProto.STRING else FLOAT))
+    if x is None:
+        return
+    before = x.name
+    if kind in (TensorProto.INT4, TensorProto.UINT4):
+        before = g.add("Clip", [before, g.constant(0, FLOAT), g.constant(7, FLOAT)])
+    there = g.add("Cast", [before], to=kind)
+    back = helper.np_dtype_to_tensor_dtype(x.dtype)
+    g.add("Cast", [there], Value(g.name(), x.shape, x.dtype, True), to=back)
+
+
+def integers(g: Graph) -> None:
+    """Arithmetic of integers of any width, as far as onnxruntime has it."""
+    if x := g.value(lambda v: v.dtype.kind in "iu"):
+        wide = x.dtype.itemsize >= 4
+        operator = g.pick(["Add", "Mul", "Max", "Min", "Sub"] if wide else ["Max", "Min", "Identity"])
+        if operator in ("Max", "Min") and g.opset < 12:
+            return
+        shape = g.pick([(), (1,), x.shape])
+        second = [g.constant(g.random.integers(0, 3, shape), x.dtype)] if operator != "Identity" else []
+        out = np.broadcast_shapes(x.shape, shape) if second else x.shape
+        g.add(operator, [x.name, *second], Value(g.name(), out, x.dtype, True))
 
 
 def reduce(g: Graph) -> None:

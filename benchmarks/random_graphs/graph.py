@@ -33,6 +33,7 @@ class Graph:
     weights: dict[str, np.ndarray] = field(default_factory=dict)
     pool: list[Value] = field(default_factory=list)
     count: int = 0
+    calls: bool = False
 
     def name(self) -> str:
         """A new name."""
@@ -71,7 +72,7 @@ class Graph:
         self.nodes.append(helper.make_node(operator, list(inputs), [name], **attributes))
         if out is not None:
             self.pool.append(out)
-        if self.chance(0.04) and operator not in ("If", "Loop", "Dropout"):
+        if self.chance(0.04) and operator not in ("If", "Loop", "Dropout", "Scan"):
             self.nodes.append(helper.make_node(operator, list(inputs), [self.name()], **attributes))
             if out is not None:
                 twin = self.nodes[-1].output[0]

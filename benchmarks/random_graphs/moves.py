@@ -98,11 +98,14 @@ def cut(g: Graph) -> None:
 
 def join(g: Graph) -> None:
     """Concat, Tile, Expand or Pad."""
-    if (
-        x := g.value(lambda v: bool(v.shape) and v.dtype in (FLOAT, INT64) and np.prod(v.shape) < 2000)
-    ) is None:
+    if (x := g.value(lambda v: bool(v.shape) and np.prod(v.shape) < 2000)) is None:
         return
-    axis, how = int(g.random.integers(len(x.shape))), g.pick(["Concat", "Concat", "Tile", "Expand", "Pad"])
+    axis, how = (
+        int(g.random.integers(len(x.shape))),
+        g.pick(
+            ["Concat", "Concat", *(["Tile", "Expand", "Pad"] if x.dtype in (FLOAT, INT64) else ["Concat"])]
+        ),
+    )
     if how == "Concat":
         others = [v for v in g.pool if v.dtype == x.dtype and v.shape == x.shape][-2:]
         shape = tuple(s * len(others) if i == axis else s for i, s in enumerate(x.shape))

@@ -201,6 +201,18 @@ def test_equal_nodes_and_equal_weights_are_merged() -> None:
     assert original_names(after.graph[0]) == ("one", "two")
 
 
+def test_equal_nodes_are_not_merged_into_one_that_is_gone() -> None:
+    """Seed 318 of the fuzzer: of three equal nodes the first two are read by nobody."""
+    nodes = [
+        N("QuantizeLinear", ["x", "s", "z"], ["q"]),
+        *(N("DequantizeLinear", ["q", "s", "z"], [name]) for name in ("unread", "unread too", "a")),
+        N("Relu", ["a"], ["y"]),
+    ]
+    weights = {"s": np.float32(0.1), "z": np.int8(0)}
+    after, _ = simplified(made(nodes, {"x": ["n", 4]}, ["y"], weights), verify="off")
+    assert operators(after) == ["QuantizeLinear", "DequantizeLinear", "Relu"]
+
+
 def test_equal_nodes_that_cannot_be_run_stay_and_are_reported() -> None:
     model = made(
         [N("Relu", ["x"], ["a"]), N("Relu", ["x"], ["b"]), N("Add", ["a", "b"], ["y"])],

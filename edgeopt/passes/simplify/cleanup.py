@@ -143,13 +143,15 @@ def _equal(one: ir.Value, two: ir.Value) -> bool:
 def _merge_nodes(graph: ir.Graph, rewriter: Rewriter) -> None:
     alike: dict[tuple[object, ...], list[ir.Node]] = {}
     for node in list(graph):
+        if node.graph is not graph:  # it went with one that only it was read by
+            continue
         if node.op_type in RANDOM or node.op_type == "Dropout" or node.domain not in _KNOWN:
             continue
         if any(output.is_graph_output() for output in node.outputs) or traversal.subgraphs(node):
             continue
         key = (node.op_type, node.domain, node.overload, node.inputs, _present(node))
         some = alike.setdefault(key, [])
-        kept = next((other for other in some if _same_attributes(other, node)), None)
+        kept = next((it for it in some if it.graph is graph and _same_attributes(it, node)), None)
         if kept is None:
             some.append(node)
             continue
