@@ -165,7 +165,7 @@ def _is_flat(tensor: ir.TensorProtocol) -> bool:
     """Whether a tensor's numbers lie in memory or a file as ONNX's raw data want them."""
     if isinstance(tensor, ir.ExternalTensor) or sys.byteorder != "little":
         return False
-    return tensor.dtype.bitwidth >= 8 and tensor.dtype != ir.DataType.STRING
+    return tensor.dtype != ir.DataType.STRING and tensor.dtype.bitwidth >= 8
 
 
 def _head(value: ir.Value) -> tuple[bytes, ir.TensorProtocol]:

@@ -26,6 +26,10 @@ Shapes = Mapping[str, Sequence[int]]
 """Per input its shape."""
 
 
+STRING_BITS = 8 * 32
+"""What a string takes in a tensor: the object that C++ standard libraries make of it, without a long text."""
+
+
 @dataclass(frozen=True, slots=True)
 class Tensor:
     """What is known of one value.
@@ -50,7 +54,10 @@ class Tensor:
     @property
     def bytes(self) -> int:
         """The size in memory, int4 packed in halves of a byte; 0 where unknown."""
-        return 0 if self.dtype is None else (self.elements * self.dtype.bitwidth + 7) // 8
+        if self.dtype is None:
+            return 0
+        bits = STRING_BITS if self.dtype == ir.DataType.STRING else self.dtype.bitwidth
+        return (self.elements * bits + 7) // 8
 
 
 @dataclass(slots=True)

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeopt.graph.memory import peak_activation
+from edgeopt.graph.sizes import Tensor
 
 
 def parse(text: str) -> ir.Model:
@@ -170,3 +171,8 @@ def test_an_activation_inside_an_integer_kernel_takes_no_memory() -> None:
         }
     """)
     assert peak_activation(model).bytes == 2 * 8 * 16
+
+
+def test_strings_take_the_room_of_their_objects() -> None:
+    """Seed 23 of the fuzzer: strings have no width of their own."""
+    assert Tensor((3,), ir.DataType.STRING).bytes == 3 * 32
