@@ -175,4 +175,4 @@ def test_an_activation_inside_an_integer_kernel_takes_no_memory() -> None:
 
 def test_strings_take_the_room_of_their_objects() -> None:
     """Seed 23 of the fuzzer: strings have no width of their own."""
-    assert Tensor((3,), ir.DataType.STRING).bytes == 3 * 32
+    assert Tensor(ir.DataType.STRING, (3,)).bytes == 3 * 32
