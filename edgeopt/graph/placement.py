@@ -282,7 +282,32 @@ class _Placer:
                 same = node.inputs[0] if rule.same_scale else None
                 origin = self.integer.get(same) if same is not None else None
                 own_rule = rule.output or self.rules.activation
+                if rule.same_scale and origin is not None:
+                    self._tie(node, origin)
                 self.integer[tail] = origin or (tail.name or "", own_rule)
+
+    def _tie(self, node: ir.Node, origin: tuple[str, TensorRule]) -> None:
+        """Gives values that a joining operator alone reads the range that it brings them to anyway.
+
+        So they are rounded once, in the kernel that makes them, and need no operator that requantizes.
+        """
+        for read in node.inputs:
+            chain: list[ir.Value] = []
+            value = read
+            while value is not None and value in self.integer and self.integer[value] != origin:
+                if len(value.uses()) != 1 or value.is_graph_output() or value.is_graph_input():
+                    break
+                chain.append(value)
+                name, rule = self.integer[value]
+                producer = value.producer()
+                if name == value.name:
+                    if rule == origin[1] and rule.scale is None:
+                        self.integer.update(dict.fromkeys(chain, origin))
+                    break
+                known = None if producer is None else self.rules.operators.get(producer.op_type)
+                if producer is None or known is None or not known.follow or len(producer.outputs) != 1:
+                    break
+                value = producer.inputs[0]
 
     def _weights_only(self, node: ir.Node) -> None:
         for index, axis in self.rules.constants[node.op_type].items():

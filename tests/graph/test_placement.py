@@ -79,3 +79,27 @@ def test_a_constant_mask_is_no_operand() -> None:
     model = net.model(net.conv(joined, 3, 3))
     assert not any(where.value == mask.name for where in place(model, RULES).constants)
     assert mask.dtype == ir.DataType.FLOAT
+
+
+def test_what_is_joined_and_read_by_nobody_else_has_the_range_of_the_join() -> None:
+    rules = QuantizationRules(
+        activation=TensorRule(dtype="int8"),
+        weight=TensorRule(dtype="int8", symmetric=True),
+        fused_activations=["Relu"],
+        operators={
+            "Conv": OperatorRule(inputs=["activation", "weight"], outputs=["activation"]),
+            "Concat": OperatorRule(inputs=["activation"], outputs=["activation"], same_scale=True),
+            "Transpose": OperatorRule(follow=True),
+        },
+    )
+    net = Net(["n", 3, 8, 8])
+    first, alone, shared = (net.conv(net.x, 3, 4) for _ in range(3))
+    moved = net.add("Transpose", net.add("Transpose", alone, perm=[0, 1, 3, 2]), perm=[0, 1, 3, 2])
+    joined = net.add("Concat", first, moved, shared, axis=1)
+    model = net.model(
+        net.conv(net.add("Concat", net.conv(joined, 12, 4), net.conv(shared, 4, 4), axis=1), 8, 4)
+    )
+    ranges = place(model, rules).activations
+    assert ranges[Site(joined.name or "")] == first.name
+    assert ranges[Site(alone.name or "")] == ranges[Site(moved.name or "")] == first.name
+    assert ranges[Site(shared.name or "")] == shared.name
