@@ -142,8 +142,8 @@ def probe(board: str, output: Path | None, force: bool, as_json: bool) -> int:
     from edgeopt.runners.profile import profile
 
     with find(board) as runner:
-        if not isinstance(runner, Board):
-            raise UserError(f"{board!r} is no board", hint="ssh://user@board or adb:SERIAL")
+        if not isinstance(runner, Board) or runner.how != "measured":
+            raise UserError(f"{board!r} is no real board", hint="ssh://user@board or adb:SERIAL")
         path = output or Path(f"{runner.where}.yaml")
         if path.exists() and not force:
             raise OutputError(f"the file {str(path)!r} exists", hint="name another with -o, or give --force")
@@ -171,7 +171,7 @@ def clean(board: str) -> None:
     from edgeopt.runners.board import Board
 
     with find(board) as runner:
-        if not isinstance(runner, Board):
-            raise UserError(f"{board!r} is no board", hint="ssh://user@board or adb:SERIAL")
+        if not isinstance(runner, Board) or runner.how != "measured":
+            raise UserError(f"{board!r} is no real board", hint="ssh://user@board or adb:SERIAL")
         removed = runner.clean()
     click.echo("the userlands that were kept are deleted" if removed else "nothing was kept there")
