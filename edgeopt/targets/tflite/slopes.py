@@ -3,8 +3,9 @@
 XNNPACK multiplies by a factor of 8 fraction bits on either side of zero: k = 256 · input scale / output
 scale where positive, m = k · slope where negative. For other numbers than whole k and m that costs up to
 a quarter of a step at every element, which the layers behind amplify. Before biases become integers the
-input's scale, which nothing but the LeakyRelu sees, is widened to the next such k, and the slope becomes
-m / k; among the k within 2 % the one whose slope comes nearest. Odd k and m leave no halves to round.
+input's scale, which nothing but the LeakyRelu sees, is widened to the next k that has an m / k close to
+the slope, and that is the slope from then on. The kernel rounds halves upwards where the graph rounds them
+to even: scale and slope are off whole factors by less than a millionth, to the side where both agree.
 """
 
 from __future__ import annotations
@@ -21,7 +22,11 @@ from edgeopt.targets.tflite.steps import Parameters, attribute, only_reader, par
 
 FACTOR = 256
 LARGEST_RATIO = 128.0
-WIDEST = 1.02
+WIDEST = 1.025
+CLOSE = 2.5e-3
+"""Relative error of the slope that is worth no further widening: below -50 dB of what passes it."""
+NUDGE = 3e-7
+"""Beyond the rounding of float32 scales, below what any sum of 8-bit numbers can tell."""
 
 
 def fit_slopes(model: ir.Model) -> Change:
@@ -48,8 +53,8 @@ def _fit(graph: ir.Graph, node: ir.Node) -> bool:
     if found is None:
         return False
     k, m = found
-    wanted = Parameters("int8", float(np.float32(made.scale * k / FACTOR)), given.zero_point)
-    slope = float(np.float32(m / k))
+    wanted = Parameters("int8", float(np.float32(made.scale * k / FACTOR * (1 + NUDGE))), given.zero_point)
+    slope = float(np.float32(m / k * (1 - 3 * NUDGE)))
     if wanted.same(given) and slope == alpha:
         return False
     scale = initializer(graph, np.array(wanted.scale, np.float32), f"{node.name}/fitted_scale")
@@ -63,21 +68,21 @@ def fitting(ratio: float, alpha: float) -> tuple[int, int] | None:
     """The factors of a kernel for an input scale of ``ratio`` output scales.
 
     Returns:
-        256 times the ratio, widened by at most 2 % (or to the next odd number), and that by the slope;
+        256 times the ratio, widened by at most 2.5 % or to the next whole number, and that by the slope;
         nothing where the kernel takes no such ratio or the slope vanishes.
     """
-    # What is whole up to float32's rounding is taken as it is.
+    # What is whole up to float32's rounding and the nudge is taken as it is.
     least = max(math.ceil(ratio * FACTOR * (1 - 1e-6)), 1)
-    most = max(math.floor(least * WIDEST), least + 1)
-    candidates = [k for k in range(least, most + 1) if k % 2]
-    if not candidates or candidates[-1] > LARGEST_RATIO * FACTOR or not 0 < round(least * alpha) <= least:
+    candidates = range(least, max(math.floor(least * WIDEST), least) + 1)
+    if candidates[-1] > LARGEST_RATIO * FACTOR or not 0 < round(least * alpha) <= least:
         return None
 
     def error(k: int) -> float:
-        return round(abs(round(k * alpha) / k - alpha) / alpha, 6)
+        return abs(round(k * alpha) / k - alpha) / alpha
 
-    odd = [k for k in candidates if round(k * alpha) % 2 and error(k) <= WIDEST - 1]
-    best = min(odd or candidates, key=lambda k: (error(k), k))
+    best = next((k for k in candidates if error(k) <= CLOSE), None)
+    if best is None:
+        best = min(candidates, key=error)
     return best, round(best * alpha)
 
 

@@ -100,11 +100,12 @@ def test_slopes_are_factors_of_eight_bits():
     assert "fit-slope" not in {rewrite.rule for rewrite in change.rewrites}
 
 
-def test_factors_widen_and_stay_odd():
-    k, m = fitting(2.3, 0.1) or (0, 0)
-    assert 2.3 * 256 <= k <= 2.3 * 256 * 1.02 + 1
-    assert k % 2 == m % 2 == 1
-    assert m / k == pytest.approx(0.1, rel=0.02)
+def test_factors_widen_until_the_slope_is_close():
+    for ratio in (0.6, 1.0, 1.37, 2.3, 7.1):
+        k, m = fitting(ratio, 0.1) or (0, 0)
+        assert ratio * 256 - 1e-3 <= k <= ratio * 256 * 1.025 + 1
+        assert m / k == pytest.approx(0.1, rel=0.02 / ratio)
+        assert fitting(k / 256 * (1 + 3e-7), m / k) == (k, m)
     assert fitting(1000.0, 0.1) is None
     assert fitting(1.0, 1e-6) is None
 
