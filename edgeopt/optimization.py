@@ -37,10 +37,10 @@ EXACT = (
 KERNELS = ("fuse-rms-norm", "fuse-attention", "fuse-rotary")
 """Fusions into large operators, in order: they come after quantization, which has no use for these."""
 
-SCHEDULE = (*KERNELS, "memory-order")
+SCHEDULE = (*KERNELS, "layouts", "memory-order")
 """The exact passes that come last, in order."""
 
-STANDARD = (*EXACT, *KERNELS, "merge-products", "merge-moves", "reduce-pools", "simplify")
+STANDARD = (*EXACT, *KERNELS, "layouts", "merge-products", "merge-moves", "reduce-pools", "simplify")
 """The passes that ``optimize`` runs by default, in order."""
 
 LARGEST_PROTO = 2**31 - 1
