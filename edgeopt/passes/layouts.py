@@ -115,7 +115,7 @@ def _offer(step: _Step, is_input: bool, index: int, layout: Layout) -> Choice | 
         tuple(None if value is None else identity(_rank(value)) for value in given),
         tuple(identity(_rank(value)) for value in step.outputs),
     )
-    if node is not None and node.op_type == "Transpose" and node.domain in ("", "ai.onnx"):
+    if node is not None and _is_move(node):
         order = _order(node)
         before = layout if is_input else tuple(order[axis] for axis in layout)
         return Choice((before,), (tuple(order.index(axis) for axis in before),))
@@ -169,6 +169,13 @@ def _kept(node: ir.Node, place: int) -> bool:
     return constant(value) is not None or dims(value) == ()
 
 
+def _is_move(node: ir.Node) -> bool:
+    """Whether a node is a Transpose of a value whose rank is known."""
+    if node.op_type != "Transpose" or node.domain not in ("", "ai.onnx"):
+        return False
+    return dims(node.inputs[0]) is not None and len(_order(node)) == _rank(node.inputs[0])
+
+
 def _order(transpose: ir.Node) -> Layout:
     rank = _rank(transpose.inputs[0])
     return tuple(transpose.attributes.get_ints("perm", tuple(reversed(range(rank)))))
@@ -205,7 +212,7 @@ class _Rebuild:
         for step, choice in zip(self.steps, self.found.choices, strict=True):
             if step.node is None:
                 continue
-            if step.node.op_type == "Transpose" and step.node.domain in ("", "ai.onnx"):
+            if _is_move(step.node):
                 self._alias(step, choice)
             else:
                 self._place(step, choice)
@@ -217,7 +224,7 @@ class _Rebuild:
         remove_unused_initializers(self.model)
 
     def _is_alias(self, node: ir.Node) -> bool:
-        return node.op_type == "Transpose" and node.outputs[0] in self.held
+        return _is_move(node) and node.outputs[0] in self.held
 
     def _alias(self, step: _Step, choice: Choice) -> None:
         """A Transpose leaves the data as they are: its output is its input under another layout."""
@@ -361,11 +368,10 @@ def _cost(graph: ir.Graph) -> int:
     """What the transposes of a graph move, in elements, with the charge for each."""
     total = 0
     for node in graph:
-        if node.op_type != "Transpose" or node.domain not in ("", "ai.onnx") or not node.outputs[0].name:
+        source = node.inputs[0]
+        if source is None or not _is_move(node) or constant(source) is not None:
             continue
-        if node.inputs[0] is None or constant(node.inputs[0]) is not None:
-            continue
-        shape, order = shape_of(node.inputs[0]), _order(node)
+        shape, order = shape_of(source), _order(node)
         total += OVERHEAD
         if not shape or not moves_only_units(shape, identity(len(shape)), order):
             total += int(np.prod(shape, dtype=np.int64))
@@ -402,7 +408,7 @@ class Layouts(Pass):
         """Edits the model in place."""
         change = Change(summary="none", notes=prepare(model))
         before = _cost(model.graph)
-        moving = [node for node in model.graph if node.op_type == "Transpose"]
+        moving = [node for node in model.graph if _is_move(node)]
         if not _may_gain(moving):
             return change
         original = model.clone()
