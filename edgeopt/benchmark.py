@@ -3,8 +3,9 @@
 Candidates are warmed up until their times are steady, then timed in short blocks, interleaved, in an
 order drawn anew for every round, so that whatever else the machine does hits all of them alike. The
 baseline takes part twice: how far it seems to be from itself is the noise floor, below which no
-difference is believed. Neither is one below 1 %, which two sessions of one model may show. Intervals are
-bootstrapped over rounds, since calls within a block are not independent; ratios are taken round by round.
+difference is believed. Intervals are bootstrapped over rounds, since calls within a block are not
+independent; ratios are taken round by round, and their interval has room for what opening the same model
+anew would change.
 
 It works on callables, so one call may run on this host or on a board at the end of a wire. A board times
 its blocks itself (``Remote``), so that the wire has no part in the figures.
@@ -50,9 +51,10 @@ WARM_UP = 3.0
 """Seconds after which the warm-up of a candidate ends, steady or not."""
 STEADY = 0.03
 """Two windows of the warm-up are steady when their medians differ by at most this share."""
-FLOOR = 0.01
-"""The least noise floor: by this much two sessions of one model differ by where their memory lies
-(``benchmarks/verdicts.py``: 0.994 to 1.010 in 80 benchmarks of a model against itself)."""
+SESSIONS = 0.01
+"""What opening a model anew changes, as half a 95 % interval of the ratio: its memory lies elsewhere
+(``benchmarks/verdicts.py``: 0.992 to 1.012 in 120 benchmarks of a model against itself). Rounds within one
+benchmark cannot see it."""
 DRIFT = 0.1
 """The baseline's share of change between the first and last quarter that is worth a note."""
 
@@ -84,7 +86,7 @@ class Comparison:
 
     Attributes:
         ratio: Below 1 is faster.
-        interval: Its 95 % interval.
+        interval: Its 95 % interval, over rounds and over sessions of the same models.
         verdict: Faster or slower only where the interval lies beyond the noise floor.
     """
 
@@ -236,13 +238,15 @@ def _ratio(ratios: np.ndarray, seed: int) -> tuple[float, tuple[float, float]]:
 
 
 def _noise(ratios: np.ndarray, seed: int) -> float:
-    """How far the interval of the baseline over itself reaches from 1, ``FLOOR`` at least."""
+    """How far the interval of the baseline over itself reaches from 1."""
     _, (lower, upper) = _ratio(ratios, seed)
-    return max(abs(1 - lower), abs(upper - 1), FLOOR)
+    return max(abs(1 - lower), abs(upper - 1))
 
 
 def _compare(ratios: np.ndarray, noise: float, seed: int) -> Comparison:
     value, (lower, upper) = _ratio(ratios, seed)
+    lower = value - math.hypot(value - lower, value * SESSIONS)
+    upper = value + math.hypot(upper - value, value * SESSIONS)
     verdict: Verdict = "inconclusive"
     if upper < 1 - noise:
         verdict = "faster"

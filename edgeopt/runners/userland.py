@@ -163,14 +163,15 @@ class Archive:
             f'd={folder}; case "$(uname -m)" in {MACHINES[self.userland.arch]}) ;; '
             f'*) echo "{WRONG}$(uname -m)" >&2; exit 65;; esac; '
             'umask 077; mkdir -p "$d" || exit 66; cd "$d" || exit 66; '
-            "n=new.$$; rm -rf new.*; mkdir $n && cat > $n.gz; "
+            "n=new.$$; rm -rf $n $n.gz; mkdir $n && cat > $n.gz; "
             f'if [ "$(wc -c < $n.gz)" -ne {self.size} ]; then rm -rf $n $n.gz; '
             'cd /; rmdir "$d" 2>/dev/null; echo "edgeopt: the archive is not whole" >&2; exit 67; fi; '
             "if command -v sha256sum >/dev/null 2>&1; then "
             f'case "$(sha256sum $n.gz)" in {self.sha256}*) ;; *) rm -rf $n $n.gz; '
             'echo "edgeopt: the archive is damaged" >&2; exit 67;; esac; fi; '
             "gzip -dc $n.gz | (cd $n && tar -xf -) && : > $n/whole && rm $n.gz && "
-            f"rm -rf {self.sha256} && mv $n {self.sha256} || {{ rm -rf $n $n.gz; exit 68; }}; {watch}:"
+            f"{{ [ -f {self.sha256}/whole ] && rm -rf $n || mv $n {self.sha256}; }} || "
+            f"{{ rm -rf $n $n.gz; exit 68; }}; {watch}:"
         )
         return f"exec sh -c {shlex.quote(script)}"
 
