@@ -26,6 +26,7 @@ EXACT = (
     "fuse-pad",
     "fuse-clip",
     "fuse-gemm",
+    "merge-linear",
     "fuse-gelu",
     "fuse-hard-swish",
     "fuse-layer-norm",

@@ -3,7 +3,8 @@
 In inference the normalization of channel c is y = a·x + b with a = gamma / sqrt(var + epsilon) and
 b = beta - a·mean (Ioffe and Szegedy 2015). A Conv, ConvTranspose, Gemm or MatMul that makes x takes it
 into its weight and bias: (a·W) * z + (a·bias + b). A Conv without padding that reads y takes it into its
-own: (W·a) * x + (bias + Σ W·b). What stays can be written as Mul and Add on request.
+own: (W·a) * x + (bias + Σ W·b), and so does a Gemm or MatMul of matrices. What stays can be written as
+Mul and Add on request.
 """
 
 from __future__ import annotations
@@ -83,6 +84,31 @@ def fold_into_reader(norm: ir.Node, conv: ir.Node) -> Result:
     return _scale_inputs(layer, norm, *affine)
 
 
+@rule("BatchNormalization -> Gemm|MatMul")
+def fold_into_product(norm: ir.Node, product: ir.Node) -> Result:
+    """Takes the normalization of the rows of a matrix into the product that reads them."""
+    affine = _affine(norm)
+    if isinstance(affine, NoMatch):
+        return affine
+    if product.inputs[0] is not norm.outputs[0] or len(dims(norm.inputs[0]) or ()) != 2:
+        return None
+    layer = linear(product)
+    if isinstance(layer, NoMatch):
+        return layer
+    if product.attributes.get_int("transA", 0):
+        return NoMatch("the product transposes what it reads")
+    scale, shift = affine
+    weight = layer.weight.astype(np.float64)
+    transposed = product.attributes.get_int("transB", 0)
+    if weight.shape[1 if transposed else 0] != len(scale):
+        return NoMatch(f"{len(scale)} channels are normalized and {weight.shape[0]} are read")
+    if another_reader(norm.outputs[0], than=product):
+        return NoMatch("the normalized value has another reader")
+    added = shift @ (weight.T if transposed else weight) * product.attributes.get_float("alpha", 1.0)
+    scaled = weight * scale if transposed else weight * scale[:, None]
+    return layer.with_numbers(scaled, layer.bias + added, data=norm.inputs[0])
+
+
 @rule("BatchNormalization", name="BatchNormalization as Mul and Add")
 def write_as_affine(norm: ir.Node) -> Result:
     """a·x + b with one constant of each a channel."""
@@ -98,7 +124,7 @@ def write_as_affine(norm: ir.Node) -> Result:
     return node("Add", [product.outputs[0], initializer(f"{norm.name}.shift", shift)])
 
 
-RULES = (fold_into_producer, fold_into_reader)
+RULES = (fold_into_producer, fold_into_reader, fold_into_product)
 
 
 def _affine(norm: ir.Node) -> tuple[np.ndarray, np.ndarray] | NoMatch:
