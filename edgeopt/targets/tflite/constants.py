@@ -102,10 +102,19 @@ def refresh(model: ir.Model) -> None:
     """Infers the shapes of new values and computes new constants, in place."""
     lift(model)
     for _ in range(8):
-        infer_shapes(model)
+        settle(model)
         if not fold(model):
             break
     RemoveUnusedNodesPass()(model)
+
+
+def settle(model: ir.Model) -> None:
+    """Infers types and shapes in place, where some value of the main graph lacks its own."""
+    for node in model.graph:
+        for value in node.outputs:
+            if value.name and (value.type is None or value.shape is None or not value.shape.is_static()):
+                infer_shapes(model)
+                return
 
 
 def fold(model: ir.Model) -> bool:

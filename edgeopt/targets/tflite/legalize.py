@@ -15,7 +15,7 @@ import onnx_ir as ir
 from edgeopt.graph.change import Change, Rewrite
 from edgeopt.graph.layout import shape_of
 from edgeopt.graph.names import carry_names, original_names
-from edgeopt.graph.shapes import infer_shapes
+from edgeopt.targets.tflite.constants import settle
 from edgeopt.targets.tflite.steps import Parameters, attribute, constant, only_reader, plain, quantized
 
 Legalization = Callable[["Splice", ir.Node], bool]
@@ -128,7 +128,7 @@ def legalize(model: ir.Model) -> Change:
                     break
         if len(change.rewrites) == before:
             break
-        infer_shapes(model)
+        settle(model)
     return change
 
 
