@@ -30,7 +30,7 @@ METHODS: tuple[Method, ...] = ("mse", "min-max")
 BATCH = 8
 """Samples per call of the calibration, where the model takes several and memory allows it."""
 
-BYTES_PER_CALL = 2**28
+BYTES_PER_CALL = 2**27
 """Activations of one call stay below this where a smaller batch can do that."""
 
 BYTES_PER_TRIAL = 2**30
@@ -111,8 +111,9 @@ def calibrate(
     known: dict[str, Observer] | None = None,
     *,
     histogram: bool = True,
+    placing: Callable[[ir.Model, QuantizationRules, set[str], set[str]], Placement] = place,
 ) -> tuple[Placement, dict[str, Observer]]:
-    """Places the quantization and observes the values that need ranges.
+    """Places the quantization, as ``placing`` decides, and observes the values that need ranges.
 
     Values that turn out to hold masks are given up, with the nodes that wanted them; what that asks for
     anew is observed in another run. Without ``histogram`` only ``min-max`` and ``moving-average`` are known.
@@ -120,7 +121,7 @@ def calibrate(
     observers = dict(known or {})
     while True:
         unfit = {name for name, observer in observers.items() if observer.marks}
-        placement = place(model, rules, keep, unfit)
+        placement = placing(model, rules, keep, unfit)
         missing = [name for name in placement.observed if name not in observers]
         if not missing:
             return placement, observers

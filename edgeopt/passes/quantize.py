@@ -30,7 +30,7 @@ from edgeopt.passes.gptq import Gptq
 from edgeopt.passes.reconstruct import Reconstruct
 from edgeopt.passes.restore_float import RestoreFloat
 from edgeopt.passes.smooth_activations import SmoothActivations
-from edgeopt.passes.static_int8 import Choice, StaticInt8
+from edgeopt.passes.static_int8 import Choice, Regime, StaticInt8
 from edgeopt.passes.weight_only import WeightOnly
 from edgeopt.platform import RuntimeVersion, load_runtime
 
@@ -61,6 +61,8 @@ class Quantize(Plan):
             ``entropy``, ``mse``, or the better of ``min-max`` and ``mse`` (``auto``).
         percentile: Per cent of an activation's numbers that its range holds, for ``percentile``.
         samples: At most this many calibration samples are used.
+        throughout: Quantize everything that flows between products, as integer-only hardware needs
+            (``int8``; ``residual-int16`` with 16 bits for a transformer's residual sums).
         equalize: Equalize the ranges of channels before static int8.
         fidelity: Below this many dB on the validation samples layers return to float; 0 never does.
         effort: ``default`` solves for the weights in closed form, ``more`` trains them as well, which
@@ -83,10 +85,12 @@ class Quantize(Plan):
     fidelity: float = 15.0
     effort: Effort = "default"
     percentile: float = PERCENTILE
+    throughout: Regime = "no"
 
     def __post_init__(self) -> None:
         _one_of("scheme", self.scheme, get_args(Scheme))
         _one_of("observer", self.observer, get_args(Choice))
+        _one_of("throughout", self.throughout, get_args(Regime))
         _one_of("effort", self.effort, get_args(Effort))
         _one_of("activations", self.activations, ("", "symmetric", "asymmetric"))
         if self.bits not in (4, 8):
@@ -132,7 +136,14 @@ class Quantize(Plan):
     def _first(self, model: ir.Model, context: Context) -> Pass:
         scheme = self.chosen(model, context.rules, has_data=bool(context.calibration))
         if scheme == "static-int8":
-            return StaticInt8(self.keep_float, self.observer, self.samples, self.activations, self.percentile)
+            return StaticInt8(
+                self.keep_float,
+                self.observer,
+                self.samples,
+                self.activations,
+                self.percentile,
+                self.throughout,
+            )
         if scheme == "dynamic-int8":
             return DynamicInt8(self.keep_float)
         if scheme == "float16":

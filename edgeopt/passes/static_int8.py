@@ -10,6 +10,7 @@ Weights and biases stay float in the graph; the target folds them.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -17,13 +18,20 @@ import onnx_ir as ir
 
 from edgeopt.errors import PassError, UserError
 from edgeopt.graph.change import Change, Rewrite
+from edgeopt.graph.execute import Feeds
 from edgeopt.graph.names import name_nodes
+from edgeopt.graph.observers import Observer
+from edgeopt.graph.placement import Placement, place
 from edgeopt.graph.quantization import Parameters, read, write
 from edgeopt.graph.thresholds import PERCENTILE, Method
 from edgeopt.passes._calibration import METHODS, Calls, Watched, calibrate, scales, worth
 from edgeopt.passes._calibration_lint import lint
 from edgeopt.passes._rules import kept, quantization_rules
+from edgeopt.passes._throughout import Throughout, channel_parameters, place_throughout
 from edgeopt.passes.base import Context, Facet, Keeps, Pass, Stage
+from edgeopt.platform import QuantizationRules
+
+Regime = Literal["no", "int8", "residual-int16"]
 
 Choice = Literal["auto", "min-max", "moving-average", "percentile", "entropy", "mse"]
 
@@ -42,6 +50,8 @@ class StaticInt8(Pass):
         samples: At most this many calibration samples are used.
         activations: ``symmetric`` or ``asymmetric`` ranges; by default as the runtime wants.
         percentile: Per cent of an activation's numbers that its range holds, for ``percentile``.
+        throughout: Quantize everything that flows between products (``int8``; ``residual-int16`` with 16
+            bits for residual sums before normalizations), not only what the runtime has kernels for.
     """
 
     name: ClassVar[str] = "static-int8"
@@ -53,6 +63,7 @@ class StaticInt8(Pass):
     samples: int = 256
     activations: str = ""
     percentile: float = PERCENTILE
+    throughout: Regime = "no"
 
     def __post_init__(self) -> None:
         if not 50 < self.percentile <= 100:
@@ -83,14 +94,18 @@ class StaticInt8(Pass):
         calls = Watched(Calls.fitting(model, data, self.samples), context.progress, "calibration")
         counts = self.observer not in ("min-max", "moving-average")
         keep = set(kept(model, self.keep_float))
-        placement, observers = calibrate(model, rules, calls, keep, histogram=counts)
+        placement, observers = calibrate(model, rules, calls, keep, histogram=counts, placing=self._place)
         for node in placement.products:
             if not context.allow(self.name, node):
                 keep.add(node)
         if keep > set(kept(model, self.keep_float)):
-            placement, observers = calibrate(model, rules, calls, keep, observers, histogram=counts)
+            placement, observers = calibrate(
+                model, rules, calls, keep, observers, histogram=counts, placing=self._place
+            )
         methods = METHODS if self.observer == "auto" else (self.observer,)
         choices = {method: scales(model, placement, observers, method, self.percentile) for method in methods}
+        if self.throughout != "no":
+            choices = self._by_channel(model, rules, keep, observers, choices, calls)
         method, judged = self._best(model, choices, context)
         notes = lint(model, observers, method, data, context.validation, self.samples, self.percentile)
         write(model, choices[method])
@@ -106,9 +121,37 @@ class StaticInt8(Pass):
                 "activations": len(placement.activations),
                 "constants": len(placement.constants),
                 "kept_float": sorted(keep),
+                **({} if self.throughout == "no" else {"throughout": self.throughout}),
             },
             notes=notes,
         )
+
+    def _flow(self, model: ir.Model, rules: QuantizationRules, keep: set[str], unfit: set[str]) -> Throughout:
+        return place_throughout(
+            model, rules, keep, unfit, "int16" if self.throughout == "residual-int16" else "int8"
+        )
+
+    def _place(self, model: ir.Model, rules: QuantizationRules, keep: set[str], unfit: set[str]) -> Placement:
+        if self.throughout == "no":
+            return place(model, rules, keep, unfit)
+        return self._flow(model, rules, keep, unfit).placement
+
+    def _by_channel(
+        self,
+        model: ir.Model,
+        rules: QuantizationRules,
+        keep: set[str],
+        observers: dict[str, Observer],
+        choices: dict[Method, Parameters],
+        calls: Iterable[Feeds],
+    ) -> dict[Method, Parameters]:
+        """Gives the residual stream its scales per channel."""
+        flow = self._flow(model, rules, keep, {name for name, item in observers.items() if item.marks})
+        made: dict[Method, Parameters] = {}
+        for method, params in choices.items():
+            known = {where.value: chain[0] for where, chain in params.items()}
+            made[method] = {**params, **channel_parameters(model, flow, known, calls)}
+        return made
 
     def _best(
         self, model: ir.Model, choices: dict[Method, Parameters], context: Context
