@@ -22,9 +22,16 @@ def to_text(model: ir.Model) -> str:
     opsets = [f"{domain or 'ai.onnx'}:{version}" for domain, version in sorted(model.opset_imports.items())]
     lines = [f"opset {' '.join(opsets)}"]
     lines += _graph(model.graph, {}, "")
-    for function in model.functions.values():
-        lines.append(f"function {function.domain}.{function.name}")
+    for _, function in sorted(model.functions.items()):
         names = {value: f"%{index}" for index, value in enumerate(function.inputs)}
+        options = ", ".join(
+            f"{name}={_attribute(item)}" if item.value is not None else name
+            for name, item in sorted(function.attributes.items())
+        )
+        given = f"{f'<{options}>' if options else ''}({', '.join(names.values())})"
+        lines.append(f"function {function.domain}.{function.name}{given}")
+        for domain, version in sorted(function.opset_imports.items()):
+            lines.append(f"  opset {domain or 'ai.onnx'}:{version}")
         lines += _nodes(function, names, "  ")
         lines.append(f"  return {', '.join(names.get(value, '?') for value in function.outputs)}")
     return "\n".join(lines) + "\n"

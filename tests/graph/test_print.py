@@ -59,3 +59,79 @@ def test_large_constants_show_a_checksum_of_their_values() -> None:
 
     assert "constant w float[9] crc " in to_text(model("1.0"))
     assert to_text(model("1.0")) != to_text(model("2.0"))
+
+
+FUNCTIONS = """
+    <ir_version: 10, opset_import: ["" : 21, "own" : 1]>
+    g (float[4] x) => (float[4] y) { h = own.Twice<alpha = 0.5>(x)  y = own.Twice<alpha = 0.25>(h) }
+    <domain: "own", opset_import: ["" : 20]>
+    Twice <alpha> (a) => (b) { c = LeakyRelu<alpha: float = @alpha>(a)  b = Add(c, c) }
+"""
+
+
+def test_functions_are_shown_with_their_attributes() -> None:
+    assert (
+        to_text(ir.from_onnx_text(FUNCTIONS))
+        == """\
+opset ai.onnx:21 own:1
+input x float[4]
+%2 = own.Twice<alpha=0.5>(x)
+y = own.Twice<alpha=0.25>(%2)
+output y float[4]
+function own.Twice<alpha>(%0)
+  opset ai.onnx:20
+  %1 = LeakyRelu<alpha=@alpha>(%0)
+  %2 = Add(%1, %1)
+  return %2
+"""
+    )
+
+
+LOOP = """
+    <ir_version: 10, opset_import: ["" : 21]>
+    g (float[4] x, int64 n) => (float[4] y)
+    <bool go = {1}>
+    {
+        s = Sigmoid(x)
+        y = Loop (n, go, x) <body = b (int64 i, bool c, float[4] v) => (bool d, float[4] w)
+            <float[1] k = {2.0}>
+            {
+                d = Identity(c)
+                t = Mul(v, k)
+                w = If (c) <then_branch = p () => (float[4] q) { q = Add(t, s) },
+                            else_branch = r () => (float[4] u) { u = Sub(t, s) }>
+            }
+        >
+    }
+"""
+
+
+def test_graphs_within_graphs_name_what_they_capture() -> None:
+    assert (
+        to_text(ir.from_onnx_text(LOOP))
+        == """\
+opset ai.onnx:21
+input x float[4]
+input n int64[]
+constant go bool[] {1}
+%4 = Sigmoid(x)
+y = Loop(n, go, x)
+  body:
+    input i int64[]
+    input c bool[]
+    input v float[4]
+    constant k float[1] {2}
+    d = Identity(c)
+    %11 = Mul(v, k)
+    w = If(c)
+      else_branch:
+        u = Sub(%11, %4)
+        output u float[4]
+      then_branch:
+        q = Add(%11, %4)
+        output q float[4]
+    output d bool[]
+    output w float[4]
+output y float[4]
+"""
+    )
