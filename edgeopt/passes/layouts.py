@@ -368,8 +368,8 @@ def _cost(graph: ir.Graph) -> int:
     """What the transposes of a graph move, in elements, with the charge for each."""
     total = 0
     for node in graph:
-        source = node.inputs[0]
-        if source is None or not _is_move(node) or constant(source) is not None:
+        source = node.inputs[0] if _is_move(node) else None
+        if source is None or constant(source) is not None:
             continue
         shape, order = shape_of(source), _order(node)
         total += OVERHEAD

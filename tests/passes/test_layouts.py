@@ -153,6 +153,14 @@ def test_what_cannot_be_less_stays_as_it_is() -> None:
     assert change.summary == "none"
 
 
+def test_a_graph_without_inputs_and_transposes() -> None:
+    before = ir.from_onnx_text("""
+        <ir_version: 10, opset_import: ["" : 21]>
+        g () => (float y) { y = Constant <value_float = 1.0> () }
+    """)
+    assert Layouts().apply(before, Context()).summary == "none"
+
+
 def test_random_graphs_stay_equal() -> None:
     random = np.random.default_rng(0)
     fewer = 0
