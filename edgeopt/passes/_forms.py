@@ -33,6 +33,7 @@ class Forms:
         products: Products whose weights are quantized, by node.
         weights: Sites of weights, by name.
         changed: New numbers of constants, by name.
+        rounded: What these constants held in ``simulated`` before.
     """
 
     params: dict[Site, list[QuantParams]]
@@ -41,6 +42,7 @@ class Forms:
     products: dict[str, Product] = field(default_factory=dict)
     weights: dict[str, Site] = field(default_factory=dict)
     changed: dict[str, np.ndarray] = field(default_factory=dict)
+    rounded: dict[str, ir.TensorProtocol] = field(default_factory=dict)
 
     @classmethod
     def of(cls, model: ir.Model, params: Parameters) -> Forms:
@@ -100,8 +102,22 @@ class Forms:
         if bias is not None and product.bias is not None:
             arrays[product.bias] = bias
         for name, array in arrays.items():
+            before = self.simulated.graph.initializers[name].const_value
+            assert before is not None
+            self.rounded.setdefault(name, before)
             self.changed[name] = array.astype(np.float32)
             set_initializer(self.simulated, name, self.changed[name])
+
+    def mark(self) -> tuple[dict[str, np.ndarray], dict[Site, list[QuantParams]]]:
+        """What was taken over so far, for ``back_to``."""
+        return dict(self.changed), dict(self.params)
+
+    def back_to(self, mark: tuple[dict[str, np.ndarray], dict[Site, list[QuantParams]]]) -> None:
+        """Gives up what was taken over since a mark."""
+        for name in self.changed:
+            if name not in mark[0]:
+                self.simulated.graph.initializers[name].const_value = self.rounded[name]
+        self.changed, self.params = dict(mark[0]), dict(mark[1])
 
     def write(self, model: ir.Model) -> None:
         """Puts new constants and scales into the quantized model; no name changes."""

@@ -94,6 +94,14 @@ class Lane:
             proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
 
+    def mark(self) -> tuple[list[Values], set[str]]:
+        """The place reached, for ``back_to``."""
+        return [dict(call) for call in self.calls], set(self.left)
+
+    def back_to(self, mark: tuple[list[Values], set[str]]) -> None:
+        """Returns to a place reached before."""
+        self.calls, self.left = [dict(call) for call in mark[0]], set(mark[1])
+
     def advance(self, nodes: Sequence[str]) -> None:
         """Runs nodes and keeps what the others need."""
         self.left -= set(nodes)

@@ -8,14 +8,13 @@ and without gradients. The output that a layer's sum with a shortcut makes count
 the shortcut are made up for too.
 
 Each layer keeps what leaves the least error on calls that took no part in solving, per output channel;
-the whole is kept where the model becomes more faithful on the validation samples.
+each stretch of layers is kept where the model becomes more faithful on the validation samples.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import ClassVar
 
 import numpy as np
@@ -47,13 +46,19 @@ BYTES = 2**32
 
 LEAST_SAMPLES = 8
 
+STRETCHES = 8
+"""In so many stretches a model's layers are judged."""
+
+LEAST_LAYERS = 3
+"""Fewer layers are not judged by themselves: later ones make up for what they leave."""
+
 HELD = 4
 """Every so many calls, one takes no part in solving and judges what was solved."""
 
 DAMPING = 0.003
 """The share of the mean squared input that is added to every input's."""
 
-LEAST_ROWS, ROWS_PER_COLUMN, MOST_ROWS = 6144, 6, 24576
+LEAST_ROWS, ROWS_PER_COLUMN, MOST_ROWS = 24576, 8, 32768
 """Rows that are solved for."""
 
 ROUGH_BIAS = 2.0**30
@@ -103,61 +108,110 @@ class Gptq(Pass):
         name_nodes(model)
         state = Forms.of(model, params)
         calls = _fitting(state.plain, data, self.samples)
-        original = state.plain if context.teacher is None else context.teacher
-        judging = None
-        if context.validation is not None and len(context.validation):
-            judging = list(Calls.fitting(state.plain, context.validation, 64).for_trials(state.plain))
-            if (twin := _worth(original, state.plain, judging)) < SAME:
-                reason = f"its float form is only {twin:.0f} dB from the original"
-                return Change(summary=f"left as it is: {reason}")
-        before = None if judging is None else _worth(original, state.simulated, judging)
+        judge = _Judge.of(state, context)
+        if judge is not None and (twin := judge.decibels(state.plain)) < SAME:
+            reason = f"its float form is only {twin:.0f} dB from the original"
+            return Change(summary=f"left as it is: {reason}")
         feeds = list(calls)
         lanes = (lane(state.plain, feeds), lane(state.simulated, feeds))
         try:
-            change = self._solved(state, lanes, context)
+            change = self._solved(state, lanes, judge, context)
         except RuntimeFailure as failure:
             note = (
                 f"weights are rounded to the nearest, since {failure.message[0].lower()}{failure.message[1:]}"
             )
             return Change(summary="left as it is", notes=[note])
-        if not change.rewrites:
-            change.summary = "no layer gains by it"
-            return change
-        change.details = {"layers": len(change.rewrites), "samples": len(feeds) * calls.batch}
-        if judging is not None and before is not None:
-            after = _worth(original, state.simulated, judging)
-            change.details |= {"fidelity": round(before, 2), "fidelity_after": round(after, 2)}
-            if after <= before:
-                reason = f"not kept: {before:.1f} dB became {after:.1f} on the validation samples"
-                change.skipped += [Skipped(self.name, item.site, reason) for item in change.rewrites]
-                change.rewrites.clear()
-                change.summary = reason
-                return change
-            change.summary = f"{len(change.rewrites)} layers solved, {before:.1f} -> {after:.1f} dB"
-        else:
-            change.summary = f"{len(change.rewrites)} layers solved"
-        state.write(model)
+        count = len(change.rewrites)
+        change.summary = f"{count} layers solved" if count else "no layer gains by it"
+        change.details |= {"layers": count, "samples": sum(_samples(call) for call in feeds)}
+        if "fidelity_after" in change.details:
+            before, after = change.details["fidelity"], change.details["fidelity_after"]
+            change.summary += f", {before:.1f} -> {after:.1f} dB" if count else ""
+        if count:
+            state.write(model)
         return change
 
-    def _solved(self, state: Forms, lanes: tuple[Lane, Lane], context: Context) -> Change:
-        """Goes through both models and solves product after product."""
+    def _solved(
+        self, state: Forms, lanes: tuple[Lane, Lane], judge: _Judge | None, context: Context
+    ) -> Change:
+        """Goes through both models and solves product after product.
+
+        The layers are parted into stretches; each is kept where the whole model gains by it.
+        """
         generator = np.random.default_rng(context.seed)
         parts = segments(state.simulated)
+        solvable = sum(name in state.products for nodes in parts for name in nodes)
+        size = max(-(-solvable // STRETCHES), LEAST_LAYERS)
         change = Change()
-        for nodes in context.progress(parts, "gptq", len(parts)):
+        found: list[Rewrite] = []
+        start, marks = 0, (state.mark(), lanes[1].mark())
+        best = 0.0 if judge is None else judge.decibels(state.simulated)
+        change.details = {} if judge is None else {"fidelity": round(best, 2)}
+        for index, nodes in enumerate(context.progress(parts, "gptq", len(parts))):
             for name in nodes:
                 product = state.products.get(name)
                 if product is None or not context.allow(self.name, name):
                     continue
-                solved = _solve(state, product, lanes, nodes, self.damping, generator)
-                if solved:
-                    original_name = original_names(lanes[1].nodes[name]) or (name,)
-                    change.rewrites.append(Rewrite(self.name, original_name[0], original_name))
+                if _solve(state, product, lanes, nodes, self.damping, generator):
+                    names = original_names(lanes[1].nodes[name]) or (name,)
+                    found.append(Rewrite(self.name, names[0], names))
                 else:
                     change.skipped.append(Skipped(self.name, name, "no channel gains by it"))
             for one in lanes:
                 one.advance(nodes)
+            if not found or (len(found) < size and index + 1 < len(parts)):
+                continue
+            after = best + 1 if judge is None else judge.decibels(state.simulated)
+            if after > best:
+                best = after
+                change.rewrites += found
+            else:
+                reason = f"not kept: {best:.2f} dB became {after:.2f} on the validation samples"
+                change.skipped += [Skipped(self.name, item.site, reason) for item in found]
+                state.back_to(marks[0])
+                lanes[1].back_to(marks[1])
+                for again in parts[start : index + 1]:
+                    lanes[1].advance(again)
+            found, start, marks = [], index + 1, (state.mark(), lanes[1].mark())
+        if judge is not None:
+            change.details["fidelity_after"] = round(best, 2)
         return change
+
+
+@dataclass(slots=True)
+class _Judge:
+    """Compares models with the original on the validation samples.
+
+    Attributes:
+        calls: The inputs of every call.
+        wanted: The original's outputs.
+    """
+
+    calls: list[dict[str, np.ndarray]]
+    wanted: list[dict[str, np.ndarray]]
+
+    @classmethod
+    def of(cls, state: Forms, context: Context) -> _Judge | None:
+        """Runs the original; ``None`` without validation samples."""
+        samples = context.validation
+        if samples is None or len(samples) == 0:
+            return None
+        original = state.plain if context.teacher is None else context.teacher
+        calls = list(Calls.fitting(state.plain, samples, 64).for_trials(state.plain))
+        with Executor(original, optimize=True) as executor:
+            return cls(calls, [executor.run(call) for call in calls])
+
+    def decibels(self, model: ir.Model) -> float:
+        """Returns the fidelity of a model to the original in dB."""
+        found = fidelity.Fidelity()
+        with Executor(model) as executor:
+            for call, wanted in zip(self.calls, self.wanted, strict=True):
+                found.add(wanted, executor.run(call))
+        return fidelity.LIMIT if found.value is None else found.value
+
+
+def _samples(call: Mapping[str, np.ndarray]) -> int:
+    return max((array.shape[0] for array in call.values() if array.ndim), default=1)
 
 
 def _fitting(model: ir.Model, data: Samples, samples: int) -> Calls:
@@ -311,9 +365,3 @@ def _least_steps(state: Forms, product: Product, shape: tuple[int, ...], free: b
     bias = np.abs(state.float_weight(product.bias)).reshape(shape[:2])
     least: np.ndarray = 2 * bias / (step * ROUGH_BIAS)
     return least
-
-
-def _worth(original: ir.Model, model: ir.Model, calls: Sequence[Mapping[str, np.ndarray]]) -> float:
-    with Executor(original, optimize=True) as reference, Executor(model) as executor:
-        value = fidelity.compare(reference.run, executor.run, islice(calls, None)).value
-    return fidelity.LIMIT if value is None else value

