@@ -39,8 +39,9 @@ PRECISIONS = {
 PRODUCTS = ("agnews_text_transformer", "cct_vit_cifar10")
 """Models with matrix products: ranges per call and weights alone are for these."""
 
-FLOOR = {"float32": 1e-4}
-"""The bound that contract 4 sets for float files: below it nothing is gained."""
+FLOOR = {"float32": 1e-4, "float16": 1e-3, "static-int8": 0.02, "dynamic-int8": 0.02}
+"""Below these nothing is gained: the bound that contract 4 sets for float files, the last bit of float16, and
+two steps of an 8-bit output (2/127), since integer kernels that round otherwise are right all the same."""
 
 
 def artifacts(names: tuple[str, ...], work: Path) -> Iterator[tuple[str, str, str, Path]]:
