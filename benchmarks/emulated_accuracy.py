@@ -26,6 +26,7 @@ from benchmarks.zoo.models import ENTRIES, open_entry
 from edgeopt.artifact import is_artifact, open_artifact
 from edgeopt.compilation import compile_job
 from edgeopt.data import SeededSamples
+from edgeopt.errors import EdgeoptError
 from edgeopt.evaluate import judge
 from edgeopt.job import Job, PartSource, make_steps, make_target, structure_passes
 from edgeopt.platform import load_platform
@@ -211,7 +212,11 @@ def main() -> None:
     for one in combinations(tuple(options.names) or MODELS) if not options.table else ():
         if any(row["key"] == one.key and row["samples"] >= options.samples for row in rows):
             continue
-        row = measure(one, artifact(one, options.rows.parent), options.samples)
+        try:
+            row = measure(one, artifact(one, options.rows.parent), options.samples)
+        except EdgeoptError as failure:
+            print(f"{one.key}: {failure.message}", file=sys.stderr, flush=True)
+            continue
         rows.append(row)
         with options.rows.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
