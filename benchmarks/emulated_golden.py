@@ -26,6 +26,7 @@ from typing import Any
 from benchmarks.emulated_accuracy import CONVOLUTIONAL, MODELS, Combination, artifact
 from edgeopt import golden
 from edgeopt.artifact import open_artifact
+from edgeopt.errors import EdgeoptError
 from edgeopt.platform import load_device, load_platform, profile_names
 from edgeopt.runners.emulator import Emulator
 from edgeopt.runners.emulator.place import find_place
@@ -55,12 +56,12 @@ def artifacts(names: tuple[str, ...], work: Path) -> Iterator[tuple[str, str, st
                     continue
                 cores = ("cortex-a72", "cortex-a76") if precision == "static-int8" else ("cortex-a72",)
                 for core in cores[: 1 if target == "tflite" else None]:
-                    yield (
-                        model,
-                        precision,
-                        target,
-                        artifact(Combination(model, precision, target, core), work),
-                    )
+                    try:
+                        folder = artifact(Combination(model, precision, target, core), work)
+                    except EdgeoptError as failure:
+                        print(f"{model} {precision} {target}: {failure.message}", file=sys.stderr)
+                        continue
+                    yield model, precision, target, folder
 
 
 def places() -> dict[str, str]:

@@ -61,7 +61,7 @@ class Emulator(Board):
         caches: bool = True,
     ) -> None:
         word, _, name = address.partition(":")
-        super().__init__(word, patience)
+        super().__init__(f"{word}?userland=no", patience)
         self.address = address
         self.place = place or find_place()
         # Made when the board is first reached; the agent's own folder lies in it.
