@@ -57,13 +57,15 @@ class Combination:
 
 
 def combinations(names: tuple[str, ...]) -> Iterator[Combination]:
-    """Everything to be run, what tells the most first."""
-    for core in CORES:
+    """Everything to be run, what tells the most first: one core, then integers, then floats on the others."""
+    first, *others = CORES
+    for precisions, cores in ((PRECISIONS, [first]), (PRECISIONS[:1], others), (PRECISIONS[1:], others)):
         for model in names:
-            for precision in PRECISIONS:
-                for target in ("onnxruntime", "tflite"):
-                    if target == "onnxruntime" or model in CONVOLUTIONAL:
-                        yield Combination(model, precision, target, core)
+            for core in cores:
+                for precision in precisions:
+                    for target in ("onnxruntime", "tflite"):
+                        if target == "onnxruntime" or model in CONVOLUTIONAL:
+                            yield Combination(model, precision, target, core)
 
 
 class Beside(Session):

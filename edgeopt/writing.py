@@ -76,12 +76,18 @@ def _histograms(corridor: Corridor, samples: Samples) -> dict[str, Any]:
     return record
 
 
+def write_metrics(folder: Path, outcome: Outcome) -> None:
+    """Writes the figures and verdicts."""
+    report = outcome.to_json()
+    del report["ledger"]
+    _write_json(folder / "metrics.json", report)
+
+
 def write_evidence(corridor: Corridor, folder: Path, outcome: Outcome) -> None:
     """Writes what names the artifact's digest: figures, ledger, provenance."""
     job = corridor.job
-    report = outcome.to_json()
-    ledger = report.pop("ledger")
-    _write_json(folder / "metrics.json", report)
+    write_metrics(folder, outcome)
+    ledger = outcome.to_json()["ledger"]
     _write_json(folder / "ledger.json", {"artifact": outcome.digest, "steps": ledger})
     with (folder / "recipe.yaml").open("w", encoding="utf-8") as file:
         YAML(typ="safe").dump(equivalent_recipe(job), file)

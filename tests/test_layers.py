@@ -35,6 +35,7 @@ ROOMS: list[set[str]] = [
     {"corridor"},
     {"writing", "judging"},
     {"compilation", "bisecting"},
+    {"choosing"},
     {"search"},
     {"report"},
     {"cli"},

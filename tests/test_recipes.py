@@ -27,8 +27,9 @@ LETTERS, LENGTH = 8, 5
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty current folder, and a store of steps of its own."""
+    """An empty current folder, a store of steps of its own, and no emulator."""
     monkeypatch.setenv("EDGEOPT_CACHE", str(tmp_path / "store"))
+    monkeypatch.delenv("EDGEOPT_EMULATOR", raising=False)
     folder = tmp_path / "here"
     folder.mkdir()
     monkeypatch.chdir(folder)

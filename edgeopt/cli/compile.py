@@ -39,6 +39,11 @@ if TYPE_CHECKING:
 @click.option(
     "--verify", type=click.Choice(["fast", "full", "off"]), default="fast", help="How rewrites are proved."
 )
+@click.option(
+    "--emulate/--no-emulate",
+    default=True,
+    help="Compare precisions on the emulator, where it is set up, and ship the one with the least work.",
+)
 @click.option("--no-code", is_flag=True, help="Refuse data, metrics and harnesses that are code.")
 @click.option("--strict", is_flag=True, help="Inconclusive verdicts fail, with exit code 6.")
 @click.option("--force", is_flag=True, help="Overwrite an output folder that edgeopt did not write.")
@@ -53,6 +58,7 @@ def command(**options: Any) -> int:
     taken, and without that the built-in example.
     """
     from edgeopt import report
+    from edgeopt.choosing import compile_chosen
     from edgeopt.cli.display import Terminal, show
     from edgeopt.cli.github import announce
     from edgeopt.cli.tables import write_json
@@ -65,7 +71,7 @@ def command(**options: Any) -> int:
     watch = Terminal()
     outcomes = []
     for job in _jobs(options):
-        outcome = compile_job(job, watch=watch)
+        outcome = (compile_chosen if options["emulate"] else compile_job)(job, watch=watch)
         outcomes.append(outcome)
         if not options["as_json"]:
             show(screen(outcome))

@@ -11,6 +11,9 @@ import click
 @click.argument("recipe", required=False)
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Replace a value of the recipe.")
 @click.option("--limit", type=int, help="Judge on so many evaluation samples only.")
+@click.option(
+    "--emulate/--no-emulate", default=True, help="Compare precisions on the emulator, where it is set up."
+)
 @click.option("--no-code", is_flag=True, help="Refuse data, metrics and harnesses that are code.")
 @click.option("--strict", is_flag=True, help="Inconclusive verdicts fail, with exit code 6.")
 @click.option("--force", is_flag=True, help="Overwrite output folders that edgeopt did not write.")
@@ -20,6 +23,7 @@ def command(
     recipe: str | None,
     settings: tuple[str, ...],
     limit: int | None,
+    emulate: bool,
     no_code: bool,
     strict: bool,
     force: bool,
@@ -31,6 +35,7 @@ def command(
     A job that fails does not stop the others; the reports tell all of them.
     """
     from edgeopt import report
+    from edgeopt.choosing import compile_chosen
     from edgeopt.cli import fail
     from edgeopt.cli.display import Terminal, show
     from edgeopt.cli.github import announce
@@ -54,7 +59,7 @@ def command(
     watch = Terminal()
     for job in found:
         try:
-            outcome = compile_job(job, watch=watch)
+            outcome = (compile_chosen if emulate else compile_job)(job, watch=watch)
         except EdgeoptError as error:
             fail(f"{job.name} on {job.platform.device.name}, {job.target.name}: {error}")
             failures.append(error)

@@ -20,11 +20,6 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 HEADLINES = {0: "every budget kept", 1: "a budget is missed", 6: "inconclusive"}
-KINDS = {
-    "measured": "what was run and counted",
-    "emulated": "what an emulated core did; instructions are exact, times are not taken from it",
-    "predicted": "what the model of the device says; nothing was run there",
-}
 COLUMNS = (*rows.SHOWN, "fidelity")
 
 
@@ -80,9 +75,8 @@ def _environment() -> Environment:
 
 def kinds(outcome: Outcome) -> Iterator[tuple[str, str, list[rows.Row]]]:
     """Yields each kind of evidence there is, what it means, and its rows."""
-    for kind, meaning in KINDS.items():
-        names = {name for name, figure in outcome.after.items() if figure.how == kind}
-        if found := rows.figure_rows(outcome, names):
+    for kind, meaning in rows.KINDS.items():
+        if found := rows.figure_rows(outcome, rows.of_kind(outcome, kind)):
             yield kind, meaning, found
 
 

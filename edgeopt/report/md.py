@@ -17,7 +17,13 @@ def render(outcomes: Sequence[Outcome]) -> str:
         lines += _table(("model", "device", "target", "verdict"), table)
     for outcome in outcomes:
         lines += [f"## {outcome.name} on {outcome.device}, {outcome.target}", ""]
-        lines += _table(rows.FIGURES, [row.cells for row in rows.figure_rows(outcome)])
+        for kind, meaning in rows.KINDS.items():
+            if found := rows.figure_rows(outcome, rows.of_kind(outcome, kind)):
+                lines += [f"### {kind.capitalize()}: {meaning}", ""]
+                lines += _table(rows.FIGURES, [row.cells for row in found])
+        if unjudged := rows.unjudged_rows(outcome):
+            lines += ["### Not judged", "", *_table(rows.FIGURES, [row.cells for row in unjudged])]
+        lines += ["### Steps", ""]
         lines += _table(rows.LEDGER, [row.cells for row in rows.ledger_rows(outcome)])
         lines += [f"- {_escape(sentence)}" for sentence in rows.sentences(outcome)]
         lines += [f"- try: {_escape(move)}" for move in rows.advice(outcome)]

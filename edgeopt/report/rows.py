@@ -20,10 +20,18 @@ LABELS = {
     "accuracy_drop": "accuracy drop",
     "fidelity": "fidelity",
     "agreement": "top-1 agreement",
+    "instructions": "instructions",
 }
 
 SLOWER = 1.05
 """An artifact that takes this many times as long as its original is said to be slower."""
+
+KINDS = {
+    "measured": "what was run and counted",
+    "emulated": "what an emulated core did; instructions are exact, times are not taken from it",
+    "predicted": "what the model of the device says; nothing was run there",
+}
+"""The kinds of evidence, which are never mixed, and what they mean."""
 
 LEDGER = ("pass", "what it did", "size", "latency*", "memory*", "fidelity", "CPU")
 FIGURES = ("", "before", "after", "ratio", "budget", "verdict")
@@ -58,6 +66,8 @@ def number(amount: float, unit: str, *, bare: bool = False) -> str:
         text = f"{amount:.1f}"
     elif unit in ("%", "pp"):
         text = f"{amount:.2f}"
+    elif unit == "" and abs(amount) >= 1e5:
+        text = units.format_count(amount)
     else:
         text = f"{amount:.4g}"
     return text if bare or not unit else f"{text} {unit}"
@@ -93,7 +103,7 @@ def figure_rows(outcome: Outcome, names: Collection[str] | None = None) -> list[
             continue
         verdict = verdicts.pop(name, None)
         star = "*" if after.how == "predicted" else ""
-        exact = name in SHOWN
+        exact = name in SHOWN or after.how == "emulated"
         rows.append(
             Row(
                 (
@@ -107,12 +117,24 @@ def figure_rows(outcome: Outcome, names: Collection[str] | None = None) -> list[
                 verdict,
             )
         )
-    if names is None:
-        rows += [
-            Row((LABELS.get(name, name), "", "", "", limit(verdict), verdict.status), verdict)
-            for name, verdict in verdicts.items()
-        ]
-    return rows
+    return rows if names is not None else [*rows, *unjudged_rows(outcome)]
+
+
+def unjudged_rows(outcome: Outcome) -> list[Row]:
+    """One row for every budget that has no figure."""
+    return [
+        Row(
+            (LABELS.get(name, name), "", "", "", limit(verdict), verdict.status),
+            verdict,
+        )
+        for verdict in outcome.verdicts
+        if (name := verdict.budget.quantity) not in outcome.after
+    ]
+
+
+def of_kind(outcome: Outcome, *kinds: str) -> set[str]:
+    """The quantities whose figures came about in one of these ways."""
+    return {name for name, figure in outcome.after.items() if figure.how in kinds}
 
 
 def sentences(outcome: Outcome) -> list[str]:
@@ -139,7 +161,11 @@ def sentences(outcome: Outcome) -> list[str]:
 
 def _judged_on(outcome: Outcome) -> str | None:
     """On how many samples the metric was measured, or the fidelity where there is no metric."""
-    metrics = [figure for name, figure in outcome.after.items() if name in outcome.before and figure.n]
+    metrics = [
+        figure
+        for name, figure in outcome.after.items()
+        if name in outcome.before and figure.n and figure.how == "measured"
+    ]
     figure = metrics[0] if metrics else outcome.after.get("fidelity")
     if figure is None or not figure.n:
         return None

@@ -16,7 +16,10 @@ _COLOURS = {"met": "green", "missed": "red", "inconclusive": "yellow"}
 def screen(outcome: Outcome) -> RenderableType:
     """Lays the outcome out for a console of 100 columns."""
     title = Text.assemble((outcome.name, "bold"), f" on {outcome.device}, {outcome.target}")
-    parts: list[RenderableType] = [title, _ledger(outcome), _figures(outcome)]
+    shown = rows.figure_rows(outcome, rows.of_kind(outcome, "measured", "predicted"))
+    parts: list[RenderableType] = [title, _ledger(outcome), _figures(shown + rows.unjudged_rows(outcome))]
+    if emulated := rows.figure_rows(outcome, rows.of_kind(outcome, "emulated")):
+        parts += [Text(f"emulated: {rows.KINDS['emulated']}", style="dim"), _figures(emulated)]
     parts += [Padding(Text(sentence, style="dim"), (0, 0, 0, 2)) for sentence in rows.sentences(outcome)]
     colour = "bold green" if outcome.exit_code == 0 else "bold red"
     parts.append(Text.assemble((rows.conclusion(outcome), colour), f": {outcome.path}"))
@@ -31,9 +34,9 @@ def _ledger(outcome: Outcome) -> Table:
     return table
 
 
-def _figures(outcome: Outcome) -> Table:
+def _figures(shown: list[rows.Row]) -> Table:
     table = _table(rows.FIGURES, left=1)
-    for row in rows.figure_rows(outcome):
+    for row in shown:
         *cells, status = row.cells
         table.add_row(*(Text(cell) for cell in cells), Text(status, style=_COLOURS.get(status, "")))
     return table

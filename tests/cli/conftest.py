@@ -27,8 +27,9 @@ class Ran:
 
 @pytest.fixture(autouse=True)
 def own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every test has a store and a current folder of its own."""
+    """Every test has a store and a current folder of its own, and no emulator."""
     monkeypatch.setenv("EDGEOPT_CACHE", str(tmp_path / "store"))
+    monkeypatch.delenv("EDGEOPT_EMULATOR", raising=False)
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
 

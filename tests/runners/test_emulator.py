@@ -8,6 +8,7 @@ import platform
 import shutil
 import subprocess
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,8 @@ def test_a_32_bit_board_speaks_as_old_kernels_do() -> None:
     assert "CPU architecture: 7" in text
     assert "vfpv4" in text
     assert "Hardware\t: generic-armv7" in text
+    old = replace(boards.emulated(device, QEMU_32), cpu="cortex-a9")
+    assert "vfpv4" not in boards.files(device, old)["proc/cpuinfo"]  # its kernels would use what it lacks
 
 
 def test_a_board_is_made_once(tmp_path: Path) -> None:
