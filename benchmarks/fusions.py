@@ -150,6 +150,15 @@ def instance_norms() -> Iterator[Block]:
         yield f"instance norm {channels}x{size}x{size}", model(nodes, {"x": x}, ["y"], constants), {"x": x}
 
 
+def residuals() -> Iterator[Block]:
+    """A residual sum before a layer normalization, which onnxruntime joins by itself."""
+    for rows, width in [(1, 512), (16, 128), (64, 128), (128, 768)]:
+        given = {"x": numbers(1, rows, width), "z": numbers(1, rows, width)}
+        nodes = [N("Add", ["x", "z"], ["s"]), N("LayerNormalization", ["s", "g", "b"], ["y"])]
+        constants = {"g": numbers(width), "b": numbers(width)}
+        yield f"sum before layer norm {rows}x{width}", model(nodes, given, ["y"], constants), given
+
+
 def rotary() -> Iterator[Block]:
     """The two halves of the last axis."""
     for length, heads, width in [(16, 4, 32), (128, 8, 64), (1, 8, 64)]:
@@ -210,7 +219,7 @@ def attentions() -> Iterator[Block]:
             yield name, model(nodes, given, outputs, constants), given
 
 
-BLOCKS: tuple[Callable[[], Iterator[Block]], ...] = (rms_norms, instance_norms, rotary, attentions)
+BLOCKS: tuple[Callable[[], Iterator[Block]], ...] = (rms_norms, instance_norms, residuals, rotary, attentions)
 
 
 def blocks(rounds: int) -> None:

@@ -38,7 +38,7 @@ EXACT = (
 KERNELS = ("fuse-rms-norm", "fuse-attention", "fuse-rotary")
 """Fusions into large operators, in order: they come after quantization, which has no use for these."""
 
-SCHEDULE = (*KERNELS, "layouts", "memory-order")
+SCHEDULE = (*KERNELS, "sum-before-norm", "layouts", "memory-order")
 """The exact passes that come last, in order."""
 
 STANDARD = (*EXACT, *KERNELS, "layouts", "merge-products", "merge-moves", "reduce-pools", "simplify")
