@@ -1,9 +1,9 @@
 """What the default plan's int8 keeps of every model of the zoo, and what each of its steps bought.
 
-``python -m benchmarks.quantization [--device raspberry-pi-4] [--effort more] [--peer onnxruntime] [NAME]...``
+``python -m benchmarks.quantization [--device raspberry-pi-4] [--effort more] [NAME]...``
 prints two Markdown tables. The first has the metric on the evaluation data with its 95 % interval, the
 fidelity to the float model there, top-1 agreement, size and processor seconds, beside the best recorded
-peer and, with ``--peer``, onnxruntime's own static quantization run on the same samples. The second has,
+peer (``benchmarks.beside_int8_peers`` runs peers in the same run). The second has,
 for each step of the plan, the fidelity on the validation samples after it and its processor seconds.
 
 The recorded peers were measured once on the same data and splits (onnxruntime 1.32, NNCF 3.4, AMD Quark
@@ -20,12 +20,9 @@ import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
-from itertools import islice
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from benchmarks.zoo.models import ENTRIES, open_entry
 from edgeopt import units
@@ -37,7 +34,6 @@ from edgeopt.harness import record_calls
 from edgeopt.job import Job, PartSource, default_passes, make_steps, make_target
 from edgeopt.passes.base import Samples
 from edgeopt.platform import load_platform
-from edgeopt.runners.host import OnnxSession
 from edgeopt.session import Session
 from edgeopt.steps import Store
 
@@ -55,10 +51,8 @@ PEERS: dict[str, tuple[str, float]] = {
 }
 """Per model the peer with the highest signal-to-noise ratio in the regime that the plan works in."""
 
-SAMPLES = 256
 
-
-def measure(name: str, device: str, effort: str, peer: str) -> dict[str, Any]:
+def measure(name: str, device: str, effort: str) -> dict[str, Any]:
     """Compiles one model and compares its artifact with the float model on the evaluation data."""
     entry = ENTRIES[name]
     platform = load_platform(device, "onnxruntime")
@@ -82,13 +76,11 @@ def measure(name: str, device: str, effort: str, peer: str) -> dict[str, Any]:
         body = outcome.to_json()
         body["process"] = {"cpu": usage.ru_utime + usage.ru_stime, "mb": usage.ru_maxrss / 1024}
         artifact = open_artifact(outcome.path).open()
-        body["calls"] = _compare(name, artifact)
-        if peer and len(entry.parts) == 1:
-            body["peer"] = _compare(name, {next(iter(artifact)): _onnxruntime(name, Path(folder))})
+        body["calls"] = compare(name, artifact)
     return body
 
 
-def _compare(name: str, artifact: Mapping[str, Session]) -> dict[str, float | None]:
+def compare(name: str, artifact: Mapping[str, Session]) -> dict[str, float | None]:
     """Returns signal-to-noise ratio and top-1 agreement over the float model's own calls."""
     entry = ENTRIES[name]
     originals = entry.sessions()
@@ -111,37 +103,7 @@ def _compare(name: str, artifact: Mapping[str, Session]) -> dict[str, float | No
     return {"fidelity": found.value, "agreement": same / count if count else None}
 
 
-def _onnxruntime(name: str, folder: Path) -> Session:
-    """Quantizes with onnxruntime's own tool at its defaults: QDQ, min-max, per-channel weights."""
-    from onnxruntime.quantization import CalibrationDataReader, QuantType, quant_pre_process, quantize_static
-
-    entry = ENTRIES[name]
-    sessions = entry.sessions()
-    data, _, harness = open_entry(entry, sessions)
-    assert data.calibrate is not None
-    samples = record_calls(harness, sessions, data.calibrate)["model"] if harness else data.calibrate
-
-    class Reader(CalibrationDataReader):
-        def __init__(self) -> None:
-            self.calls: Iterator[dict[str, np.ndarray]] = islice(samples.feeds(), SAMPLES)
-
-        def get_next(self) -> dict[str, np.ndarray] | None:
-            return next(self.calls, None)
-
-    source = next(iter(entry.files().values()))
-    quant_pre_process(str(source), str(folder / "prepared.onnx"), skip_symbolic_shape=True)
-    quantize_static(
-        str(folder / "prepared.onnx"),
-        str(folder / "peer.onnx"),
-        Reader(),
-        per_channel=True,
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
-    )
-    return OnnxSession(folder / "peer.onnx")
-
-
-def row(body: dict[str, Any], peer: bool) -> str:
+def row(body: dict[str, Any]) -> str:
     """One line of the first table."""
     name, after = body["name"], body["after"]
     metric = next((key for key in body["before"] if key in after and key in _metrics(body)), None)
@@ -154,8 +116,6 @@ def row(body: dict[str, Any], peer: bool) -> str:
     cells.append("" if calls["agreement"] is None else f"{calls['agreement']:.2%}")
     best = PEERS.get(name)
     cells.append("" if best is None else f"{best[1]} ({best[0]})")
-    if peer:
-        cells.append(f"{body['peer']['fidelity']:.1f}" if "peer" in body else "")
     cells += [units.format_size(after["size"]["value"]), f"{body['process']['cpu']:.0f}"]
     cells.append(f"{body['process']['mb']:.0f}")
     return "| " + " | ".join(cells) + " |"
@@ -192,15 +152,14 @@ def main() -> None:
     parser.add_argument("names", nargs="*")
     parser.add_argument("--device", default="raspberry-pi-4")
     parser.add_argument("--effort", default="default")
-    parser.add_argument("--peer", default="", choices=["", "onnxruntime"])
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        body = measure(options.one, options.device, options.effort, options.peer)
+        body = measure(options.one, options.device, options.effort)
         print(json.dumps(body, default=str))
         return
     header = "| model | float | int8 [95 %] | fidelity dB | agreement | best peer dB |"
-    header += (" onnxruntime dB |" if options.peer else "") + " size | CPU s | MB |"
+    header += " size | CPU s | MB |"
     print(header + "\n|" + "---|" * (header.count("|") - 1))
     bought: list[str] = []
     for name in options.names or ENTRIES:
@@ -208,7 +167,7 @@ def main() -> None:
             print(f"| {name} | not in the zoo |", flush=True)
             continue
         command = [sys.executable, "-m", "benchmarks.quantization", "--one", name]
-        command += ["--device", options.device, "--effort", options.effort, "--peer", options.peer]
+        command += ["--device", options.device, "--effort", options.effort]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         ran = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
         if ran.returncode:
@@ -216,7 +175,7 @@ def main() -> None:
             continue
         body = json.loads(ran.stdout.splitlines()[-1])
         bought += steps_of(body)
-        print(row(body, bool(options.peer)), flush=True)
+        print(row(body), flush=True)
     print("\n| model | step | fidelity on validation, dB | CPU s | what |\n|---|---|---|---|---|")
     print("\n".join(bought))
 

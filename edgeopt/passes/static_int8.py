@@ -35,6 +35,9 @@ Regime = Literal["no", "int8", "residual-int16"]
 
 Choice = Literal["auto", "min-max", "moving-average", "percentile", "entropy", "mse"]
 
+CUTTING = 0.2
+"""dB on the validation samples that cutting ranges off must gain."""
+
 ALREADY = "the model comes with quantization of its own, which stays as it is"
 
 
@@ -156,10 +159,14 @@ class StaticInt8(Pass):
     def _best(
         self, model: ir.Model, choices: dict[Method, Parameters], context: Context
     ) -> tuple[Method, dict[str, float]]:
-        """Returns the method whose ranges are the most faithful, and the fidelity of each in dB."""
+        """Returns the method whose ranges are the most faithful, and the fidelity of each in dB.
+
+        Ranges that cut something off must gain by it: data may come whose numbers are larger.
+        """
         first = next(iter(choices))
         if len(choices) == 1 or context.validation is None or len(context.validation) == 0:
             return first, {}
         calls = Calls.fitting(model, context.validation, self.samples).for_trials(model)
         judged = {method: round(worth(model, params, calls), 2) for method, params in choices.items()}
-        return max(choices, key=lambda method: judged[method]), dict(judged.items())
+        slack = {method: CUTTING if method == "min-max" else 0.0 for method in choices}
+        return max(choices, key=lambda method: judged[method] + slack[method]), dict(judged.items())
