@@ -16,8 +16,8 @@ MODES = ("auto", "yes", "keep", "no")
 HOME = "~/.edgeopt-board"
 """The agent's own folder where none is named."""
 
-SENDS = 3
-"""How often it is sent before a start fails for good: whoever uses the board beside us may delete it."""
+SENDS = 10
+"""How often it may arrive in whole and be gone again: whoever uses the board beside us may delete it."""
 
 
 class Supply:
@@ -81,10 +81,6 @@ class Supply:
         why = _helps(trouble)
         return bool(why) and self._archive is None and self._take(f"{why}: ")
 
-    def delivered(self) -> None:
-        """An agent runs."""
-        self._sends = 0
-
     def _take(self, why: str) -> bool:
         found = userland.find()
         if found is None:
@@ -95,9 +91,9 @@ class Supply:
     def _send(self, archive: userland.Archive) -> bool:
         if self._sends >= SENDS:
             raise UnreachableError("the userland that was sent to the board vanished again and again")
-        self._sends += 1
         grace = None if self._mode == "keep" else self._patience.grace
         userland.push(self._command(archive.receive(self._folder, grace)), archive, self._patience)
+        self._sends += 1
         return True
 
 

@@ -151,27 +151,28 @@ class Archive:
             grace: Seconds after which it is deleted again where no agent has come to look after it;
                 ``None`` keeps it.
         """
-        watch = ""
+        watch, empty = "", 'rmdir "$d" 2>/dev/null'
         if grace is not None:
+            empty += ' && rmdir "${d%/*}" 2>/dev/null'  # the agent's own folder, where no agent is in it
             # Where the connection is lost before an agent runs, nobody else would delete it.
             watch = (
                 f'(i={int(grace + 60)}; l="${{d%/*}}/lock"; '
                 'while [ $i -gt 0 ] && [ -e "$d" ] && [ ! -e "$l" ]; do sleep 1; i=$((i-1)); done; '
-                '[ -e "$l" ] || rm -rf "$d") </dev/null >/dev/null 2>&1 & '
+                '[ -e "$l" ] || { rm -rf "$d"; rmdir "${d%/*}"; }) </dev/null >/dev/null 2>&1 & '
             )
         script = (
             f'd={folder}; case "$(uname -m)" in {MACHINES[self.userland.arch]}) ;; '
             f'*) echo "{WRONG}$(uname -m)" >&2; exit 65;; esac; '
-            'umask 077; mkdir -p "$d" || exit 66; cd "$d" || exit 66; '
-            "n=new.$$; rm -rf $n $n.gz; mkdir $n && cat > $n.gz; "
-            f'if [ "$(wc -c < $n.gz)" -ne {self.size} ]; then rm -rf $n $n.gz; '
-            'cd /; rmdir "$d" 2>/dev/null; echo "edgeopt: the archive is not whole" >&2; exit 67; fi; '
+            'umask 077; mkdir -p "$d" || exit 66; cd "$d" && d=$(pwd) || exit 66; n=new.$$; '
+            f'fail() {{ rm -rf $n $n.gz; cd /; {empty}; [ -z "$2" ] || echo "edgeopt: $2" >&2; exit $1; }}; '
+            "rm -rf $n $n.gz; mkdir $n && cat > $n.gz || fail 66; "
+            f'[ "$(wc -c < $n.gz)" -eq {self.size} ] || fail 67 "the archive is not whole"; '
             "if command -v sha256sum >/dev/null 2>&1; then "
-            f'case "$(sha256sum $n.gz)" in {self.sha256}*) ;; *) rm -rf $n $n.gz; '
-            'echo "edgeopt: the archive is damaged" >&2; exit 67;; esac; fi; '
-            "gzip -dc $n.gz | (cd $n && tar -xf -) && : > $n/whole && rm $n.gz && "
-            f"{{ [ -f {self.sha256}/whole ] && rm -rf $n || mv $n {self.sha256}; }} || "
-            f"{{ rm -rf $n $n.gz; exit 68; }}; {watch}:"
+            f'case "$(sha256sum $n.gz)" in {self.sha256}*) ;; '
+            '*) fail 67 "the archive is damaged";; esac; fi; '
+            "gzip -dc $n.gz | (cd $n && tar -xf -) && : > $n/whole && rm $n.gz || fail 68; "
+            f"if [ -f {self.sha256}/whole ]; then rm -rf $n; else mv $n {self.sha256} || fail 68; fi; "
+            f"{watch}:"
         )
         return f"exec sh -c {shlex.quote(script)}"
 
