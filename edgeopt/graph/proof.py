@@ -5,6 +5,8 @@ one session serves both. Weights of any size are handed to that session as they 
 never copied into it. What may not be drawn at random (shapes, indices, axes, conditions: every
 integer or boolean that the graph itself computes) is computed: the region grows upwards until it is.
 
+Where operators saturate or jump, the region is run a second time on inputs that pass their limits.
+
 Equal means: integers, booleans, strings and shapes identical; floats with NaN and Inf at the same
 places and max|Δ| <= 1e-5 · max|before| per tensor.
 """
@@ -37,6 +39,16 @@ WHOLE_MODEL = 2**30
 
 _DEPTH = 3
 _PARAMETER_INPUTS = {("Resize", 1), ("Resize", 2), ("Upsample", 1), ("Range", 0), ("Range", 1), ("Range", 2)}
+
+
+_LIMITED = {
+    *("Clip", "Min", "Max", "HardSigmoid", "HardSwish", "ThresholdedRelu", "Shrink", "Where"),
+    *("Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Equal"),
+}
+"""Operators that do something else beyond a limit: they are run on values that pass it too."""
+
+_LEAST_LIMIT, _FURTHEST, _LIMITS = 6.0, 1e4, 64
+"""The limit where none is written, the furthest that inputs are drawn, and how many limits are looked at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,18 +250,32 @@ def _attempt(region: Region, before: list[ir.Node], name: str, seed: int) -> Pro
                 continue
             return _refuted(cut, drawn, name, f"the region after does not run: {reason}")
         ran += 1
-        values = dict(zip(cut.computed, results, strict=True))
-        values.update({value: drawn[value.name or ""] for value in cut.drawn})
-        difference = compare_all(
-            [cut.value(old, values) for old, _ in region.outputs],
-            [cut.value(new, values) for _, new in region.outputs],
-        )
+        difference = cut.compare(results, drawn)
         if difference.reason:
             return _refuted(cut, drawn, name, difference.reason)
         error = max(error, difference.error)
+        far = cut.draw(binding, seed, reach) if (reach := cut.reach()) else None
+        if far is not None and (reason := _differs_far_out(cut, session, {**constants, **far}, far)):
+            return _refuted(cut, far, name, reason)
     if not ran:
         raise _CannotRun(reason)
     return Proof(True, error)
+
+
+def _differs_far_out(
+    cut: _Cut,
+    session: onnxruntime.InferenceSession,
+    feeds: dict[str, np.ndarray],
+    drawn: dict[str, np.ndarray],
+) -> str:
+    """Why the region differs on values beyond its limits; "" where it does not, or overflows there."""
+    try:
+        results = session.run(cut.names, _known_to(session, feeds))
+    except Exception:  # an index or size out there need not be a valid one
+        return ""
+    if not all(np.isfinite(item).all() for item in results if item.dtype.kind == "f"):
+        return ""
+    return cut.compare(results, drawn).reason
 
 
 class _Cut:
@@ -292,10 +318,35 @@ class _Cut:
         available = [*self.before, *self.after] if side != "before" else self.before
         return part(wanted, available, self.region.model)
 
-    def draw(self, binding: seeds.Binding, seed: int) -> dict[str, np.ndarray]:
+    def draw(self, binding: seeds.Binding, seed: int, reach: float = 1) -> dict[str, np.ndarray]:
         """The values that are drawn, by name."""
-        drawn = {value.name or "": seeds.array(value, binding, seed) for value in self.drawn}
+        drawn = {value.name or "": seeds.array(value, binding, seed, reach) for value in self.drawn}
         return {name: values for name, values in drawn.items() if values is not None}
+
+    def reach(self) -> float:
+        """How far inputs must go to pass the limits of operators that saturate or jump; 0 without such."""
+        limited = [node for node in (*self.before, *self.after) if node.op_type in _LIMITED]
+        if not limited:
+            return 0
+        limits = [_LEAST_LIMIT]
+        written = [item for node in limited for item in node.attributes.values()]
+        floats = [item.as_float() for item in written if item.type == ir.AttributeType.FLOAT]
+        limits += [abs(number) for number in floats if np.isfinite(number)]
+        for value in (value for node in limited for value in node.inputs):
+            tensor = tensor_of(value)
+            if tensor is not None and tensor.size <= _LIMITS and tensor.dtype.is_floating_point():
+                numbers = np.abs(np.asarray(tensor.numpy(), np.float64)).reshape(-1)
+                limits += [float(number) for number in numbers[np.isfinite(numbers)]]
+        return min(max(limits), _FURTHEST)
+
+    def compare(self, results: Sequence[np.ndarray], drawn: dict[str, np.ndarray]) -> Difference:
+        """Compares what the region's two sides computed."""
+        values = dict(zip(self.computed, results, strict=True))
+        values.update({value: drawn[value.name or ""] for value in self.drawn})
+        pairs = self.region.outputs
+        return compare_all(
+            [self.value(old, values) for old, _ in pairs], [self.value(new, values) for _, new in pairs]
+        )
 
     def value(self, value: ir.Value, values: dict[ir.Value, np.ndarray]) -> np.ndarray:
         """One of the region's outputs, which may be an input or a constant passed on."""

@@ -139,8 +139,9 @@ class Rewriter:
         for value in new.values.values():
             self._name_constant(value)
         for old, made in new.values.items():
-            if made.shape is None and old.type is not None and shapes.static_dims(old) is not None:
-                made.shape, made.type = old.shape, old.type  # nothing more can be inferred
+            settled = old.type is not None and not shapes.unsettled([old], self.model.graph.inputs)
+            if made.shape is None and settled:  # nothing more can be inferred
+                made.shape, made.type = old.shape, old.type
         shapes.infer_nodes(built, self.model)
         error: float | None = None
         splice = Splice(anchor, new, built)

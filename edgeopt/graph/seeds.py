@@ -62,8 +62,14 @@ def shape_of(value: ir.Value, binding: Binding) -> tuple[int, ...] | None:
     )
 
 
-def array(value: ir.Value, binding: Binding, seed: int) -> np.ndarray | None:
+def array(value: ir.Value, binding: Binding, seed: int, reach: float = 1) -> np.ndarray | None:
     """Draws a value, the same one for the same name, shape and seed.
+
+    Args:
+        value: The value.
+        binding: The sizes of its symbolic dimensions.
+        seed: The seed.
+        reach: The standard deviation of floats.
 
     Returns:
         An array of the value's dtype and bound shape; ``None`` where type or rank is unknown, or of a
@@ -79,19 +85,19 @@ def array(value: ir.Value, binding: Binding, seed: int) -> np.ndarray | None:
         return random.integers(0, 2, shape).astype(bool)
     dtype = value.dtype.numpy()
     if dtype.kind == "f":
-        return _floats(value, shape, random).astype(dtype)
+        return _floats(value, shape, random, reach).astype(dtype)
     if dtype.kind in "iu" and value.dtype.bitwidth >= 8:
         low, high = _bounds(value, binding, dtype)
         return random.integers(low, high, shape).astype(dtype)
     return None
 
 
-def _floats(value: ir.Value, shape: tuple[int, ...], random: np.random.Generator) -> np.ndarray:
+def _floats(value: ir.Value, shape: tuple[int, ...], random: np.random.Generator, reach: float) -> np.ndarray:
     node = value.producer()
     operator = node.op_type if node is not None and node.domain in ("", "ai.onnx") else ""
-    drawn = random.standard_normal(shape, dtype=np.float32)
+    drawn = np.asarray(random.standard_normal(shape, dtype=np.float32) * np.float32(reach))
     if operator in _POSITIVE:
-        return np.abs(drawn)
+        return np.asarray(np.abs(drawn))
     if operator in _UNIT:
         return np.asarray(1 / (1 + np.exp(-drawn)))
     if operator == "Tanh":

@@ -103,7 +103,20 @@ CONV = {
     "w": np.random.default_rng(0).normal(size=(4, 2, 3, 3)).astype(F),
     "b": np.arange(4, dtype=F).reshape(4, 1, 1),
 }
+
+
+@rule("Clip")
+def forget_the_upper_limit(clip: ir.Node) -> Result:
+    return node("Clip", clip.inputs[:2]) if len(clip.inputs) > 2 else None
+
+
 WRONG: dict[str, tuple[Rule, Callable[[list[Any]], ir.Model]]] = {
+    "limit": (
+        forget_the_upper_limit,
+        lambda s: model(
+            [N("Clip", ["x", "low", "high"], ["y"])], {"x": [*s, 4]}, {"low": F(0), "high": F(99)}
+        ),
+    ),
     "activation": (relu_is_abs, lambda s: model([N("Relu", ["x"], ["y"])], {"x": [*s, 4]}, {})),
     "reshape": (
         forget_the_batch,

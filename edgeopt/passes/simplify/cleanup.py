@@ -17,8 +17,8 @@ from edgeopt.passes.simplify.folding import RANDOM
 _KNOWN = {"", "ai.onnx", "ai.onnx.ml", "com.microsoft"}
 """Domains whose operators give the same result each time, but for those in ``RANDOM``."""
 
-_SMALL = 4096
-"""Bytes of a constant that is looked at often, such as a shape."""
+_SMALL = 2**20
+"""Constants of up to this many bytes are copied out of their protos once: a copy each time costs more."""
 
 _GLANCE = 64
 """Bytes of a constant that are looked at first."""
