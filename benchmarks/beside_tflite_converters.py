@@ -10,9 +10,9 @@ normalizations that took their statistics from eight pictures, so that outputs r
 
 Everything measured is a line of FOLDER/rows.jsonl, and what is there is not measured again.
 
-- CPU seconds and peak memory: a process that imports and converts, less one that only imports the same
-  modules, the kernel's figures for the whole process; medians over rounds, tools by turns (litert-torch and
-  TensorFlow, which take minutes, once).
+- CPU seconds and peak memory over the imports: a process imports all that a conversion imports, then
+  converts; the second part counts. Medians over rounds, tools by turns. litert-torch and TensorFlow, which
+  take minutes, once: a process that converts, less one that only imports the same.
 - Operators and transposes are those of all subgraphs of the file.
 - Error: against onnxruntime on four pictures, relative to the largest output.
 - Latency: LiteRT with its default delegate on one thread; all files of a model by turns in one process; the
@@ -71,6 +71,7 @@ def main() -> None:
     parser.add_argument("--peers", nargs="*", default=PEERS, choices=PEERS)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--race", type=float, default=20.0, help="seconds a model")
+    parser.add_argument("--whole", action="store_true", help="measure all of `edgeopt compile` as well")
     parser.add_argument("--again", nargs="*", default=[], help="kinds of rows to drop first: cost, race, ...")
     options = parser.parse_args()
     pythons = dict(item.split("=", 1) for item in options.python)
@@ -81,7 +82,7 @@ def main() -> None:
     peers = [peer for peer in options.peers if bench.find(kind="install", tool=peer, error="")]
     for model in options.only:
         bench.export(model)
-        for tool in (OWN, "edgeopt compile", *peers):
+        for tool in (OWN, *(["edgeopt compile"] if options.whole else []), *peers):
             bench.cost(tool, model, 0)
             bench.file(tool, model)
         for turn in range(1, options.rounds):
@@ -169,15 +170,21 @@ class Bench:
         out = self._file(tool, model)
         out.parent.mkdir(parents=True, exist_ok=True)
         out.unlink(missing_ok=True)
-        modules = self.folder / "modules.json"
+        modules, told = out.parent / "modules.json", out.parent / "cost.json"
         places = [str(self._onnx(model)), str(self._onnx(model).with_suffix(".pt")), str(out), str(modules)]
-        whole = process([self.python(tool), str(HERE / "convert.py"), tool, "convert", *places])
-        row = {"kind": "cost", "tool": tool, "model": model, "turn": turn, "error": whole["error"]}
-        if not whole["error"]:
-            only = process([self.python(tool), str(HERE / "convert.py"), tool, "import", str(modules)])
-            row |= {"whole": whole, "import": only}
-            row |= {key: whole[key] - only[key] for key in ("seconds", "megabytes")}
-        self.keep(**row)
+        start = [self.python(tool), str(HERE / "convert.py"), tool]
+        row: dict[str, Any] = {"kind": "cost", "tool": tool, "model": model, "turn": turn, "error": ""}
+        if turn == 0 or not modules.exists():
+            whole = process([*start, "convert", *places])
+            row["error"] = whole["error"]
+        if row["error"]:
+            self.keep(**row)
+        elif tool in SLOW:
+            only = process([*start, "import", str(modules)])
+            self.keep(**row, **{key: whole[key] - only[key] for key in ("seconds", "megabytes")})
+        else:
+            row["error"] = process([*start, "measure", *places, str(told)])["error"]
+            self.keep(**row, **({} if row["error"] else json.loads(told.read_text())))
 
     def file(self, tool: str, model: str) -> None:
         """Looks at a file: operators, size, error."""
@@ -275,7 +282,10 @@ def report(bench: Bench, models: list[str], peers: list[str]) -> None:
     titles += ["CPU s", "times ours", "MB"]
     print(f"\n| {' | '.join(titles)} |\n|{'---|' * len(titles)}")
     for model in models:
+        measured = {row["tool"] for row in bench.find(kind="cost", model=model)}
         for tool in (OWN, "edgeopt compile", *peers):
+            if tool not in measured:
+                continue
             print(f"| {model} | {tool} | {' | '.join(cells(bench, model, tool))} |")
     print()
     for line in goals(bench, models, peers):
@@ -314,7 +324,7 @@ def goals(bench: Bench, models: list[str], peers: list[str]) -> Iterator[str]:
         compared = 0
         for model in models:
             ours = bench.find(kind="file", tool=OWN, model=model)[0]
-            theirs = bench.find(kind="file", tool=peer, model=model)[0]
+            theirs = next(iter(bench.find(kind="file", tool=peer, model=model)), {})
             if "counts" not in theirs:
                 continue
             compared += 1

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edgeopt.errors import UserError
-from edgeopt.load import Shapes, load, refuse_unknown_operators
+from edgeopt.load import Shapes, load
 from edgeopt.optimization import EXACT, optimized
 from edgeopt.passes.base import Verify
 from edgeopt.targets.base import Emitted, ModelFile
@@ -55,8 +55,7 @@ def convert(
     if path.suffix != ".tflite":
         raise UserError(f"edgeopt.convert writes .tflite files, not {path.name!r}", hint="edgeopt.compile")
     with _uninterrupted():
-        loaded = load(model, shapes=shapes, example=example)
-        refuse_unknown_operators(loaded)
+        loaded = load(model, shapes=shapes, example=example, mapped=True)
         loaded, _ = optimized(loaded, steps=EXACT, verify=verify, seed=seed)
         content, adapters = Tflite(io=io).convert(loaded)
         path.write_bytes(content)

@@ -2,10 +2,12 @@
 
     python convert.py TOOL convert MODEL.onnx WEIGHTS.pt OUT.tflite MODULES.json
     python convert.py TOOL import MODULES.json
+    python convert.py TOOL measure MODEL.onnx WEIGHTS.pt OUT.tflite MODULES.json COST.json
 
-Runs in the tool's own environment and needs nothing else. After a conversion MODULES.json lists the modules
-that it left imported; ``import`` imports these and ends, so that the difference of two such processes is
-what converting costs over the imports, however lazily a tool imports.
+Runs in the tool's own environment and needs nothing else. After ``convert`` MODULES.json lists the modules
+that it left imported; ``import`` imports these and ends. ``measure`` imports them, then converts, and writes
+the CPU seconds that this took and by how many MB the peak memory rose. So what a conversion costs is told
+from what its imports cost, however lazily a tool imports.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import resource
 import shutil
 import sys
 import tempfile
@@ -92,17 +95,36 @@ TOOLS = {
 }
 
 
+def imports(modules: Path) -> None:
+    """Imports the modules that are listed."""
+    for name in json.loads(modules.read_text()):
+        try:
+            importlib.import_module(name)
+        except Exception:  # a module made at run time, or one that cannot be imported by itself
+            sys.modules.pop(name, None)
+
+
+def spent() -> tuple[float, float]:
+    """CPU seconds so far, those of ended children included, and the peak of memory in MB."""
+    own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
+    return seconds, max(own.ru_maxrss, children.ru_maxrss) / 1024
+
+
 def main() -> None:
-    """Converts, or imports."""
+    """Converts, or imports, or measures."""
     tool, mode, *places = sys.argv[1:]
     if mode == "import":
-        for name in json.loads(Path(places[0]).read_text()):
-            try:
-                importlib.import_module(name)
-            except Exception:  # a module made at run time, or one that cannot be imported by itself
-                sys.modules.pop(name, None)
+        imports(Path(places[0]))
         return
-    model, weights, out, modules = map(Path, places)
+    model, weights, out, modules = map(Path, places[:4])
+    if mode == "measure":
+        imports(modules)
+        start = spent()
+        TOOLS[tool](model, weights, out)
+        seconds, megabytes = (after - before for after, before in zip(spent(), start, strict=True))
+        Path(places[4]).write_text(json.dumps({"seconds": seconds, "megabytes": megabytes}))
+        return
     before = set(sys.modules)
     TOOLS[tool](model, weights, out)
     # What a lazy loader has left unread was not imported, and touching it would read it.
