@@ -323,9 +323,11 @@ def goals(bench: Bench, models: list[str], peers: list[str]) -> Iterator[str]:
         missed: dict[str, list[str]] = {key: [] for key in ("operators", "transposes", "latency", "10x")}
         compared = 0
         for model in models:
-            ours = bench.find(kind="file", tool=OWN, model=model)[0]
-            theirs = next(iter(bench.find(kind="file", tool=peer, model=model)), {})
-            if "counts" not in theirs:
+            ours, theirs = (
+                next(iter(bench.find(kind="file", tool=tool, model=model)), {}) for tool in (OWN, peer)
+            )
+            seconds = [cost(bench, tool, model, "seconds") for tool in (OWN, peer)]
+            if "counts" not in ours or "counts" not in theirs or seconds[0] is None or seconds[1] is None:
                 continue
             compared += 1
             if ours["operators"] > theirs["operators"]:
@@ -335,9 +337,8 @@ def goals(bench: Bench, models: list[str], peers: list[str]) -> Iterator[str]:
             race = next(iter(bench.find(kind="race", tool=peer, model=model)), None)
             if race and race["high"] < 1:
                 missed["latency"].append(f"{model} {race['ratio']:.3f}")
-            ratio = (cost(bench, peer, model, "seconds") or 0) / (cost(bench, OWN, model, "seconds") or 1)
-            if ratio < 10:
-                missed["10x"].append(f"{model} {ratio:.1f}x")
+            if (times := seconds[1] / seconds[0]) < 10:
+                missed["10x"].append(f"{model} {times:.1f}x")
         said = "; ".join(
             f"{key}: {'met' if not names else ', '.join(names)}" for key, names in missed.items()
         )
