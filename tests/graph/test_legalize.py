@@ -30,7 +30,7 @@ OPERATORS = (
     *("Gelu", "HardSwish", "Mish", "Swish", "Celu", "Softplus", "Softsign", "Shrink", "Reciprocal", "Mod"),
     *("Xor", "IsInf", "Clip", "CastLike", "LayerNormalization", "RMSNormalization", "GroupNormalization"),
     *("InstanceNormalization", "MeanVarianceNormalization", "OneHot", "Trilu", "Pad", "Resize", "Shape"),
-    "Reshape",
+    *("Reshape", "Attention", "RotaryEmbedding"),
 )
 
 LACKED = {"Celu", "Softplus", "Softsign"}

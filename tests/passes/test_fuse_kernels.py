@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from networks import attention_net, rows
 from onnx import TensorProto, helper, numpy_helper
 
 from edgeopt import passes
@@ -21,6 +22,7 @@ from edgeopt.graph.opset import raise_opset
 from edgeopt.load import load
 from edgeopt.optimization import EXACT, SCHEDULE, optimized
 from edgeopt.passes import Change, Context, Facets
+from edgeopt.passes.static_int8 import StaticInt8
 from edgeopt.platform import load_runtime
 
 N = helper.make_node
@@ -367,3 +369,17 @@ def test_a_decoder_block_of_both_exporters() -> None:
         assert not {"Softmax", "Concat", "Neg", "Slice", "Split"} & set(operators), name
         assert len(operators) <= 17, name
         assert not proof.compare_models(original, after).reason, name
+
+
+def test_static_int8_keeps_its_integer_products_inside_attention() -> None:
+    """Attention is fused after quantization, so nothing is lost to it."""
+    before = attention_net()
+    context = Context(
+        facets=Facets(rules=load_runtime("onnxruntime").at("1.32"), calibration=rows((6, 32), 8))
+    )
+    StaticInt8(observer="min-max").apply(before, context)
+    assert any(node.op_type == "QuantizeLinear" for node in before.graph)
+    operators, _ = fused("fuse-attention", before)
+    assert operators.count("MatMul") == 5
+    assert "Attention" not in operators
+    assert fused("fuse-attention", attention_net())[0].count("Attention") == 1

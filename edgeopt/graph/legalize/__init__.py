@@ -17,13 +17,14 @@ import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
 from edgeopt.graph.change import Change
-from edgeopt.graph.legalize import activations, arithmetic, normalization, tensors
+from edgeopt.graph.legalize import activations, arithmetic, attention, normalization, tensors
 from edgeopt.graph.legalize.table import Decomposition
 from edgeopt.graph.rewriting import rewrite
 
 DECOMPOSITIONS: tuple[Decomposition, ...] = (
     *activations.DECOMPOSITIONS,
     *arithmetic.DECOMPOSITIONS,
+    *attention.DECOMPOSITIONS,
     *normalization.DECOMPOSITIONS,
     *tensors.DECOMPOSITIONS,
 )
