@@ -72,9 +72,9 @@ def command(
 
     def tell(item: Pass, change: Change) -> None:
         if not as_json:
-            click.echo(f"  {item.name:<17} {change.summary}")
+            click.echo(f"  {item.name:<18} {change.summary}")
             for note in change.notes:
-                click.echo(f"  {'':<17} note: {note}", err=True)
+                click.echo(f"  {'':<18} note: {note}", err=True)
 
     result, changes = optimized(loaded, steps=names, opset=opset, verify=verify, told=tell)
     after = sum(1 for _ in all_nodes(result))
