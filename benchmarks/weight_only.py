@@ -6,6 +6,11 @@ the float model and of the artifact on the evaluation data, the drop, fidelity a
 the artifact's size beside the float file's, processor seconds and peak memory, each model in a process of
 its own. ``--measure`` names a script that measures the artifact's file from outside, as
 ``SCRIPT NAME FILE``; what it prints follows the row.
+
+``python -m benchmarks.weight_only --large 4 [--folder DIR]`` writes a model of so many GB of distinct weights
+in external data, compiles it with 4-bit weights and without data in a process of its own, and prints the peak
+of that process's anonymous memory (RssAnon: what cannot be dropped; pages of mapped files can). The files
+are removed again.
 """
 
 from __future__ import annotations
@@ -14,12 +19,14 @@ import argparse
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from benchmarks.big_model import WIDTH, write
 from benchmarks.quantization import _compare
 from benchmarks.zoo.models import ENTRIES
 from edgeopt import units
@@ -28,6 +35,40 @@ from edgeopt.compilation import compile_job
 from edgeopt.job import Job, PartSource, default_passes, make_steps, make_target
 from edgeopt.platform import load_platform
 from edgeopt.steps import Store
+
+LARGE = """
+import sys, threading, time
+peak, done = 0, False
+def watch():
+    global peak
+    while not done:
+        line = next(line for line in open("/proc/self/status") if line.startswith("RssAnon"))
+        peak = max(peak, int(line.split()[1]))
+        time.sleep(0.01)
+watcher = threading.Thread(target=watch)
+watcher.start()
+try:
+    from pathlib import Path
+    from edgeopt.compilation import compile_job
+    from edgeopt.job import Job, PartSource, make_steps, make_target
+    from edgeopt.platform import load_platform
+    from edgeopt.steps import Store
+    platform = load_platform("raspberry-pi-4", "onnxruntime")
+    folder = Path(sys.argv[2])
+    outcome = compile_job(
+        Job(
+            name="large", parts={"model": PartSource(Path(sys.argv[1]))}, platform=platform,
+            target=make_target(platform), output=folder / "built",
+            steps=tuple(make_steps([("weight-only", {"bits": 4})])),
+        ),
+        Store(folder / "store"),
+    )
+    size = sum(path.stat().st_size for path in outcome.path.glob("model.*"))
+finally:
+    done = True
+    watcher.join()
+print(size, peak * 1024, time.process_time())
+"""
 
 NAMES = (
     "kws_dscnn_mlperf_tiny",
@@ -92,6 +133,27 @@ def row(body: dict[str, Any]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
+def large(gigabytes: float, folder: Path | None) -> None:
+    """Compiles a model of many GB and prints the peak of anonymous memory."""
+    layers = max(1, round(gigabytes * 1e9 / (4 * WIDTH * WIDTH)))
+    place = Path(tempfile.mkdtemp(prefix="edgeopt-large-", dir=folder))
+    try:
+        model = write(place, layers)
+        size = (place / "large.data").stat().st_size
+        command = [sys.executable, "-c", LARGE, str(model), str(place)]
+        environment = {**os.environ, "TMPDIR": str(place)}
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        if done.returncode:
+            raise SystemExit(done.stderr)
+        artifact, peak, seconds = map(float, done.stdout.split()[-3:])
+        print(
+            f"{size / 1e9:.2f} GB in {layers} weights -> {artifact / 1e9:.2f} GB: anonymous memory "
+            f"{peak / 1e6:.0f} MB at most, {seconds:.0f} s of the processor"
+        )
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
 def main() -> None:
     """Measures the models named, or all of them, each in a process of its own."""
     parser = argparse.ArgumentParser()
@@ -100,7 +162,12 @@ def main() -> None:
     parser.add_argument("--rounding", default="auto")
     parser.add_argument("--measure", default="")
     parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--large", type=float, help="GB of a model that is written for this")
+    parser.add_argument("--folder", type=Path, help="where to write it; the temporary folder by default")
     options = parser.parse_args()
+    if options.large:
+        large(options.large, options.folder)
+        return
     if options.one:
         print(json.dumps(measure(options.one, options.bits, options.rounding, options.measure), default=str))
         return

@@ -56,8 +56,11 @@ class Executor(Closing):
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         tapped = with_outputs(model, taps) if taps else model
         self._folder: tempfile.TemporaryDirectory[str] | None = None
+        size = _bytes_in_memory(tapped)
+        if size > IN_MEMORY:  # weights packed for the kernels are copies; as they are they stay in their file
+            options.add_session_config_entry("session.disable_prepacking", "1")
         try:
-            if _bytes_in_memory(tapped) > IN_MEMORY or _has_external(tapped):
+            if size > IN_MEMORY or _has_external(tapped):
                 self._folder = tempfile.TemporaryDirectory(prefix="edgeopt-")
                 path = Path(self._folder.name) / "model.onnx"
                 ir.save(tapped, path, external_data="model.data")

@@ -58,7 +58,7 @@ class OnnxSession(Session):
             model = os.fspath(Path(self._folder.name) / "model.onnx")
             ir.save(source, model, external_data="model.data")
         try:
-            self._session = _load(model, threads)
+            self._session = _load(model, threads, packed=not _is_large(model))
         except RuntimeFailure:
             self.close()
             raise
@@ -153,26 +153,40 @@ def _is_small(model: ir.Model) -> bool:
     return not external and sum(tensor.nbytes for tensor in tensors) <= IN_MEMORY
 
 
-def _load(model: str | bytes, threads: int) -> Any:
+def _is_large(model: str | bytes) -> bool:
+    """Whether weights lie in files of more than 1 GB beside the model."""
+    if isinstance(model, bytes):
+        return False
+    beside = sum(path.stat().st_size for path in Path(model).parent.iterdir() if path.is_file())
+    if beside <= IN_MEMORY or not model.endswith(".onnx"):
+        return False
+    values = ir.load(model).graph.initializers.values()
+    return sum(value.const_value.nbytes for value in values if value.const_value is not None) > IN_MEMORY
+
+
+def _load(model: str | bytes, threads: int, *, packed: bool = True) -> Any:
     """Opens a session with exact integer products where onnxruntime can.
 
-    It refuses that mode for some models with shared weights.
+    It refuses that mode for some models with shared weights. Weights packed for the kernels are copies:
+    not ``packed``, those of a large model stay in their file, and its products are slower.
     """
     try:
-        return _open(model, threads, exact=True)
+        return _open(model, threads, exact=True, packed=packed)
     except Exception:  # onnxruntime raises a class of its own per status code; told apart by trying again
         try:
-            return _open(model, threads, exact=False)
+            return _open(model, threads, exact=False, packed=packed)
         except Exception as failure:
             raise RuntimeFailure(f"onnxruntime cannot load the model: {first_line(failure)}") from failure
 
 
-def _open(model: str | bytes, threads: int, *, exact: bool) -> Any:
+def _open(model: str | bytes, threads: int, *, exact: bool, packed: bool) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 4
     options.add_session_config_entry("session.x64quantprecision", "1" if exact else "0")
+    if not packed:
+        options.add_session_config_entry("session.disable_prepacking", "1")
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 

@@ -33,6 +33,9 @@ from edgeopt.targets.base import Emitted, ModelFile, Problem, Target, refuse
 EXTERNAL = 2**31 - 2**24
 """Models above this many bytes of weights cannot be one protobuf file."""
 
+MAPPED = 2**29
+"""Above this many bytes weights lie in a file of their own, which onnxruntime maps instead of reading it."""
+
 ORT_BYTES = "onnxruntime orders the tensors of an .ort file anew each time, so its bytes differ between runs"
 
 
@@ -86,22 +89,22 @@ class Onnxruntime(Target):
         return prepared, change
 
     def emit(self, model: ir.Model, platform: Platform, folder: Path) -> Emitted:
-        """Writes ``model.onnx`` or ``model.ort``, and ``model.data`` where the weights exceed 2 GB."""
+        """Writes ``model.onnx`` or ``model.ort``, and ``model.data`` where the weights exceed 512 MB."""
         stripped = strip_names(model)
         size = sum(
             value.const_value.nbytes
             for value in stripped.graph.initializers.values()
             if value.const_value is not None
         )
-        large = size > EXTERNAL
-        if not large:
+        apart = size > MAPPED and self.format != "ort"
+        if not apart and size <= EXTERNAL:
             ir.external_data.load_to_model(stripped)  # the store keeps large weights in files of its own
         if self.format == "ort":
-            if large:
+            if size > EXTERNAL:
                 raise OutputError("an .ort file cannot hold more than 2 GB", hint="--format onnx")
             _save_ort(stripped, folder / "model.ort", platform)
             return Emitted("model.ort", (ModelFile("model.ort"),), notes=(ORT_BYTES,))
-        if large:
+        if apart:
             ir.save(stripped, folder / "model.onnx", external_data="model.data")
             return Emitted("model.onnx", (ModelFile("model.onnx"), ModelFile("model.data")))
         ir.save(stripped, folder / "model.onnx")
