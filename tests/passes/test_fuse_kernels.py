@@ -383,3 +383,56 @@ def test_static_int8_keeps_its_integer_products_inside_attention() -> None:
     assert operators.count("MatMul") == 5
     assert "Attention" not in operators
     assert fused("fuse-attention", attention_net())[0].count("Attention") == 1
+
+
+def random_attention(seed: int) -> ir.Model:
+    """Attention in one of the many ways in which it can be written."""
+    random = np.random.default_rng(seed)
+    chance = lambda share: bool(random.random() < share)  # noqa: E731
+    groups, shared = int(random.choice([1, 1, 2])), int(random.integers(1, 4))
+    heads, width, length = groups * shared, int(random.choice([4, 8])), int(random.integers(1, 7))
+    past = int(random.choice([0, 0, 3]))
+    batch: Any = "n" if groups == 1 and chance(0.4) else 2
+    inputs: dict[str, list[Any]] = {"q": [batch, heads, length, width]}
+    inputs |= {name: [batch, shared, length, width] for name in "kv"}
+    numbers: dict[str, Any] = {"c": F(0.4), "axis": np.array([2])}
+    nodes, outputs, total = [], ["y"], length + past
+    names = {"k": "k", "v": "v"}
+    for name in "kv":
+        if past:
+            inputs[f"p{name}"] = [batch, shared, past, width]
+            nodes.append(N("Concat", [f"p{name}", name], [f"a{name}"], axis=2))
+            names[name] = f"a{name}"
+            outputs.append(f"a{name}")
+        if groups > 1:
+            numbers["wide"] = np.array([2, shared, groups, total, width])
+            numbers["whole"] = np.array([2, heads, total, width])
+            nodes += [
+                N("Unsqueeze", [names[name], "axis"], [f"u{name}"]),
+                N("Expand", [f"u{name}", "wide"], [f"e{name}"]),
+                N("Reshape", [f"e{name}", "whole"], [f"r{name}"]),
+            ]
+            names[name] = f"r{name}"
+    query = "q"
+    if chance(0.4):
+        nodes.append(N("Mul", ["q", "c"], ["qs"]))
+        query = "qs"
+    nodes += [N("Transpose", [names["k"]], ["kt"], perm=[0, 1, 3, 2]), N("MatMul", [query, "kt"], ["s0"])]
+    last = "s0"
+    if chance(0.5):
+        nodes.append(N("Div", [last, "c"], ["s1"]))
+        last = "s1"
+    if chance(0.6):
+        shapes: list[list[Any]] = [[length, total], [1, 1, 1, total], [batch, 1, length, total], [total]]
+        inputs["mask"] = shapes[int(random.integers(4))]
+        nodes.append(N("Add", [last, "mask"] if chance(0.5) else ["mask", last], ["s2"]))
+        last = "s2"
+    nodes += [N("Softmax", [last], ["p"], axis=-1), N("MatMul", ["p", names["v"]], ["y"])]
+    return model(nodes, inputs, numbers, 21, *outputs)
+
+
+def test_attention_in_random_forms() -> None:
+    for seed in range(30):
+        operators, change = fused("fuse-attention", random_attention(seed))
+        assert operators.count("Attention") == 1, (seed, change.skipped)
+        assert "Softmax" not in operators, seed
