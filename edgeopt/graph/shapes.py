@@ -145,6 +145,8 @@ def _inferred(node: ir.Node, model: ir.Model) -> _Known:
         if value is None:
             continue
         described = type_of(value)
+        if any(isinstance(dim, int) and dim < 1 for dim in value.shape or ()) and node.op_type == "Slice":
+            return {}  # ONNX's inference would abort the process
         if described is None or not value.name:
             return {}
         types[value.name] = described

@@ -251,6 +251,8 @@ class _Walker:
             for value, tensor in zip(node.inputs, inputs, strict=True):
                 if value is None or tensor is None or tensor.dtype is None or tensor.shape is None:
                     continue
+                if min(tensor.shape, default=1) < (1 if node.op_type == "Slice" else 0):
+                    return unknown  # a window larger than its input; of Slice, ONNX's inference would abort
                 name = value.name or ""
                 types[name] = onnx.helper.make_tensor_type_proto(int(tensor.dtype), tensor.shape)
                 if tensor.value is not None:

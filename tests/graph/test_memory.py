@@ -176,3 +176,14 @@ def test_an_activation_inside_an_integer_kernel_takes_no_memory() -> None:
 def test_strings_take_the_room_of_their_objects() -> None:
     """Seed 23 of the fuzzer: strings have no width of their own."""
     assert Tensor(ir.DataType.STRING, (3,)).bytes == 3 * 32
+
+
+def test_a_window_larger_than_its_input_leaves_sizes_open() -> None:
+    """Seed 6151 of the fuzzer: ONNX's inference of Slice aborts the process on a size below 1."""
+    model = parse("""
+        <ir_version: 10, opset_import: ["" : 21]>
+        g (float[1, 1, h, w] x) => (float[1, 1, a, b] y)
+        <int64[1] start = {0}, int64[1] end = {2}, int64[1] axis = {3}>
+        { p = MaxPool <kernel_shape = [3, 3]> (x)  y = Slice(p, start, end, axis) }
+    """)
+    assert peak_activation(model, {"x": [1, 1, 1, 1]}).bytes >= 4
