@@ -1,7 +1,7 @@
 """Runs TFLite files beside onnxruntime, as a process of its own: a file may bring its process down.
 
 python judge.py compare MODEL.onnx FILE.tflite          error relative to the largest output
-python judge.py race SECONDS FILE.tflite FILE.tflite... milliseconds a call, by turns, one thread
+python judge.py race SECONDS FILE.tflite FILE.tflite... CPU milliseconds a call, by turns, one thread
 """
 
 from __future__ import annotations
@@ -61,7 +61,10 @@ def compare(model: str, path: str) -> dict[str, Any]:
 
 
 def race(seconds: float, paths: list[str]) -> dict[str, Any]:
-    """Calls all files by turns for some time; per file the milliseconds of every call."""
+    """Calls all files by turns for some time; per file the CPU milliseconds of every call.
+
+    One thread computes, so these are its latency on a machine that has nothing else to do.
+    """
     runners = [opened(path) for path in paths]
     for runner in runners:
         feed(runner, pictures(1)[0])
@@ -74,9 +77,9 @@ def race(seconds: float, paths: list[str]) -> dict[str, Any]:
     while time.perf_counter() < end:
         random.shuffle(order)
         for index in order:
-            start = time.perf_counter()
+            start = time.thread_time()
             runners[index].invoke()
-            times[index].append(1e3 * (time.perf_counter() - start))
+            times[index].append(1e3 * (time.thread_time() - start))
     return {Path(path).parent.name: values for path, values in zip(paths, times, strict=True)}
 
 
