@@ -4,27 +4,36 @@ Half the size at no cost in speed: a runtime widens constants once, at load. Row
 widened after they are gathered. Weights that float16 cannot hold (beyond 65504) stay as they are.
 
 Where the runtime builds its engine in float16 by itself (the rule ``float16: build-flag``), the file keeps
-float32 and the model only carries the wish.
+float32 and the model only carries the wish. Such an engine computes in float16, so with calibration data
+every activation is looked at, and those that overflow are named.
+
+``bfloat16`` keeps the range of float32 with 8 bits of significand instead of 11: nothing overflows, and
+rounding is eight times as coarse.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import onnx_ir as ir
 
 from edgeopt.errors import PassError
 from edgeopt.graph.change import Change, Rewrite, Skipped
-from edgeopt.graph.names import name_nodes
+from edgeopt.graph.names import name_nodes, original_names
+from edgeopt.graph.observers import observe
 from edgeopt.graph.precision import WISH
 from edgeopt.graph.quantization import Names, add_initializer
+from edgeopt.passes._calibration import Calls, Watched
 from edgeopt.passes._rules import kept
 from edgeopt.passes.base import Context, Facet, Keeps, Pass, Stage
 
 SMALLEST = 64
 """Constants of fewer elements are not worth a node."""
+
+SEEN = 32
+"""Calibration samples that show what overflows."""
 
 LARGEST = 65504.0
 """The largest number of float16."""
@@ -36,6 +45,7 @@ class Float16(Pass):
 
     Attributes:
         keep_float: Shell patterns of original node names whose weights stay in float32.
+        type: ``float16`` or ``bfloat16``.
     """
 
     name: ClassVar[str] = "float16"
@@ -43,11 +53,12 @@ class Float16(Pass):
     keeps: ClassVar[Keeps] = "approximate"
 
     keep_float: tuple[str, ...] = ()
+    type: Literal["float16", "bfloat16"] = "float16"
 
     @property
     def reads(self) -> frozenset[Facet]:
-        """The rules."""
-        return frozenset({"rules"})
+        """The rules, and the calibration samples that show what overflows."""
+        return frozenset({"rules", "calibration"})
 
     def apply(self, model: ir.Model, context: Context) -> Change:
         """Replaces the constants of the main graph.
@@ -59,7 +70,8 @@ class Float16(Pass):
         name_nodes(model)
         keep = set(kept(model, self.keep_float))
         if context.rules is not None and context.rules.float16 == "build-flag":
-            return self._wish(model, bool(keep))
+            return self._wish(model, bool(keep), context)
+        dtype = ir.DataType[self.type.upper()]
         change = Change(details={"scheme": self.name})
         names = Names(model)
         for value in list(model.graph.initializers.values()):
@@ -71,17 +83,19 @@ class Float16(Pass):
             readers = tuple(dict.fromkeys(use.node.name or "" for use in value.uses()))
             if not readers or keep & set(readers):
                 continue
-            if not np.abs(tensor.numpy()).max(initial=0.0) <= LARGEST:
+            if self.type == "float16" and not np.abs(tensor.numpy()).max(initial=0.0) <= LARGEST:
                 change.skipped.append(Skipped(self.name, readers[0], "its weights exceed 65504"))
                 continue
             if not context.allow(self.name, readers[0]):
                 continue
-            _narrow(model, value, tensor, names)
+            _narrow(model, value, tensor, names, dtype)
             change.rewrites.append(Rewrite(self.name, readers[0], readers))
-        change.summary = f"{len(change.rewrites)} constants to float16"
+        change.summary = f"{len(change.rewrites)} constants to {self.type}"
         return change
 
-    def _wish(self, model: ir.Model, keep: bool) -> Change:
+    def _wish(self, model: ir.Model, keep: bool, context: Context) -> Change:
+        if self.type != "float16":
+            raise PassError("the runtime builds engines in float16, not in bfloat16")
         if keep:
             raise PassError(
                 "the engine is built in float16 as a whole, so no single node can stay in float",
@@ -89,16 +103,47 @@ class Float16(Pass):
             )
         model.metadata_props[WISH] = "float16"
         return Change(
-            summary="the engine computes in float16, the file keeps float32", details={"scheme": self.name}
+            summary="the engine computes in float16, the file keeps float32",
+            details={"scheme": self.name},
+            notes=_overflows(model, context),
         )
 
 
-def _narrow(model: ir.Model, value: ir.Value, tensor: ir.TensorProtocol, names: Names) -> None:
+def _overflows(model: ir.Model, context: Context) -> list[str]:
+    """Names activations beyond what float16 holds, over some calibration samples."""
+    data = context.calibration
+    if data is None or len(data) == 0:
+        return []
+    producers = {
+        output.name or "": node
+        for node in model.graph
+        for output in node.outputs
+        if output.dtype == ir.DataType.FLOAT and output.name
+    }
+    calls = Watched(Calls.fitting(model, data, SEEN), context.progress, "overflow check")
+    beyond = [
+        (max(-item.low, item.high), name)
+        for name, item in observe(model, list(producers), calls, histogram=False).items()
+        if item.entries and (item.marks or max(-item.low, item.high) > LARGEST)
+    ]
+    if not beyond:
+        return []
+    largest, name = max(beyond)
+    node = producers[name]
+    return [
+        f"{len(beyond)} results exceed what float16 holds (65504) or hold a mask that does, first among them "
+        f"{(original_names(node) or (node.name or name,))[-1]} with {largest:.3g}: the engine overflows there"
+    ]
+
+
+def _narrow(
+    model: ir.Model, value: ir.Value, tensor: ir.TensorProtocol, names: Names, dtype: ir.DataType
+) -> None:
     graph, name = model.graph, value.name or ""
     graph.initializers.pop(name)
     lazy = ir.LazyTensor(
-        lambda: ir.tensor(tensor.numpy().astype(np.float16), name=name),
-        dtype=ir.DataType.FLOAT16,
+        lambda: ir.Tensor(tensor.numpy().astype(dtype.numpy()), dtype=dtype, name=name),
+        dtype=dtype,
         shape=ir.Shape(tensor.shape.numpy()),
         name=name,
     )
@@ -111,7 +156,7 @@ def _narrow(model: ir.Model, value: ir.Value, tensor: ir.TensorProtocol, names: 
             rows = use.node.outputs[0]
             widened = _widen(rows, names)
             graph.insert_after(use.node, widened)
-            rows.dtype = ir.DataType.FLOAT16
+            rows.dtype = dtype
             _hand_over(graph, rows, widened, names)
         else:
             whole.append((use.node, use.idx))

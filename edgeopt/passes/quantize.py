@@ -63,6 +63,7 @@ class Quantize(Plan):
         samples: At most this many calibration samples are used.
         throughout: Quantize everything that flows between products, as integer-only hardware needs
             (``int8``; ``residual-int16`` with 16 bits for a transformer's residual sums).
+        activation_bits: 8, or 16 for activations of static int8.
         equalize: Equalize the ranges of channels before static int8.
         fidelity: Below this many dB on the validation samples layers return to float; 0 never does.
         effort: ``default`` solves for the weights in closed form, ``more`` trains them as well, which
@@ -86,6 +87,7 @@ class Quantize(Plan):
     effort: Effort = "default"
     percentile: float = PERCENTILE
     throughout: Regime = "no"
+    activation_bits: int = 8
 
     def __post_init__(self) -> None:
         _one_of("scheme", self.scheme, get_args(Scheme))
@@ -95,6 +97,8 @@ class Quantize(Plan):
         _one_of("activations", self.activations, ("", "symmetric", "asymmetric"))
         if self.bits not in (4, 8):
             raise UserError(f"weights are quantized to 4 or 8 bits, not {self.bits}")
+        if self.activation_bits not in (8, 16):
+            raise UserError(f"activations have 8 or 16 bits, not {self.activation_bits}")
         if self.samples < 1:
             raise UserError("quantize needs at least one sample")
 
@@ -143,6 +147,7 @@ class Quantize(Plan):
                 self.activations,
                 self.percentile,
                 self.throughout,
+                self.activation_bits,
             )
         if scheme == "dynamic-int8":
             return DynamicInt8(self.keep_float)

@@ -29,7 +29,7 @@ from edgeopt.passes._calibration_lint import lint
 from edgeopt.passes._rules import kept, quantization_rules
 from edgeopt.passes._throughout import Throughout, channel_parameters, place_throughout
 from edgeopt.passes.base import Context, Facet, Keeps, Pass, Stage
-from edgeopt.platform import QuantizationRules
+from edgeopt.platform import QuantizationRules, TensorRule
 
 Regime = Literal["no", "int8", "residual-int16"]
 
@@ -39,6 +39,13 @@ CUTTING = 0.2
 """dB on the validation samples that cutting ranges off must gain."""
 
 ALREADY = "the model comes with quantization of its own, which stays as it is"
+
+
+FLOAT_KERNELS = (
+    "activations have 16 bits: onnxruntime has no integer kernels for them on a processor and computes such "
+    "layers in float, so this buys the accuracy that another runtime would have, and no speed"
+)
+"""What 16-bit activations are worth."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,7 @@ class StaticInt8(Pass):
         percentile: Per cent of an activation's numbers that its range holds, for ``percentile``.
         throughout: Quantize everything that flows between products (``int8``; ``residual-int16`` with 16
             bits for residual sums before normalizations), not only what the runtime has kernels for.
+        activation_bits: 8, or 16 for activations of 16 bits beside weights of 8.
     """
 
     name: ClassVar[str] = "static-int8"
@@ -67,10 +75,14 @@ class StaticInt8(Pass):
     activations: str = ""
     percentile: float = PERCENTILE
     throughout: Regime = "no"
+    activation_bits: int = 8
 
     def __post_init__(self) -> None:
         if not 50 < self.percentile <= 100:
             raise UserError(f"a percentile lies between 50 and 100, not at {self.percentile:g}")
+
+        if self.activation_bits not in (8, 16):
+            raise UserError(f"activations have 8 or 16 bits, not {self.activation_bits}")
 
     @property
     def reads(self) -> frozenset[Facet]:
@@ -81,7 +93,7 @@ class StaticInt8(Pass):
         """Writes the quantization of the whole model.
 
         Raises:
-            PassError: There are no calibration samples.
+            PassError: There are no calibration samples, or the model's opset has no 16-bit integers.
             UserError: A pattern of ``keep_float`` matches no node.
         """
         data = context.calibration
@@ -94,6 +106,8 @@ class StaticInt8(Pass):
         if self.activations:
             activation = rules.activation.model_copy(update={"symmetric": self.activations == "symmetric"})
             rules = rules.model_copy(update={"activation": activation})
+        if self.activation_bits == 16:
+            rules = _sixteen(rules, model.opset_imports.get("", 0))
         calls = Watched(Calls.fitting(model, data, self.samples), context.progress, "calibration")
         counts = self.observer not in ("min-max", "moving-average")
         keep = set(kept(model, self.keep_float))
@@ -111,6 +125,8 @@ class StaticInt8(Pass):
             choices = self._by_channel(model, rules, keep, observers, choices, calls)
         method, judged = self._best(model, choices, context)
         notes = lint(model, observers, method, data, context.validation, self.samples, self.percentile)
+        if self.activation_bits == 16:
+            notes.append(FLOAT_KERNELS)
         write(model, choices[method])
         return Change(
             summary=f"{len(placement.products)} layers to int8",
@@ -124,6 +140,7 @@ class StaticInt8(Pass):
                 "activations": len(placement.activations),
                 "constants": len(placement.constants),
                 "kept_float": sorted(keep),
+                "activation_bits": self.activation_bits,
                 **({} if self.throughout == "no" else {"throughout": self.throughout}),
             },
             notes=notes,
@@ -170,3 +187,20 @@ class StaticInt8(Pass):
         judged = {method: round(worth(model, params, calls), 2) for method, params in choices.items()}
         slack = {method: CUTTING if method == "min-max" else 0.0 for method in choices}
         return max(choices, key=lambda method: judged[method] + slack[method]), dict(judged.items())
+
+
+def _sixteen(rules: QuantizationRules, opset: int) -> QuantizationRules:
+    """The same rules with activations of 16 bits, where the model's opset has them."""
+    if opset < 21:
+        raise PassError(f"16-bit activations need opset 21, the model has {opset}")
+
+    def wide(rule: TensorRule | None) -> TensorRule | None:
+        if rule is None or rule.scale is not None:
+            return rule
+        dtype = {"int8": "int16", "uint8": "uint16"}.get(rule.dtype, rule.dtype)
+        return rule.model_copy(update={"dtype": dtype})
+
+    operators = {
+        name: rule.model_copy(update={"output": wide(rule.output)}) for name, rule in rules.operators.items()
+    }
+    return rules.model_copy(update={"activation": wide(rules.activation), "operators": operators})
