@@ -15,8 +15,9 @@ Everything measured is a line of FOLDER/rows.jsonl, and what is there is not mea
   take minutes, once: a process that converts, less one that only imports the same.
 - Operators and transposes are those of all subgraphs of the file.
 - Error: against onnxruntime on four pictures, relative to the largest output.
-- Latency: CPU time of LiteRT with its default delegate on one thread, which on an idle machine is its latency;
-  all files of a model by turns in one process; the median of the ratios to edgeopt's, with a 95 % interval by bootstrap.
+- Latency: CPU time of LiteRT with its default delegate on one thread, which is its latency on an idle
+  machine; all files of a model by turns in one process; the median of the ratios to edgeopt's, with a 95 %
+  interval by bootstrap.
 """
 
 from __future__ import annotations
