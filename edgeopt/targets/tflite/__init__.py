@@ -26,6 +26,7 @@ from edgeopt.targets.tflite.flatbuffer import packed
 from edgeopt.targets.tflite.integers import lower_integers
 from edgeopt.targets.tflite.legalize import legalize
 from edgeopt.targets.tflite.lower import lower
+from edgeopt.targets.tflite.scores import keep_scores
 from edgeopt.targets.tflite.session import TfliteSession
 from edgeopt.targets.tflite.slopes import fit_slopes
 
@@ -121,7 +122,8 @@ class Tflite(Target):
         change = legalize(model)
         if change.rewrites:
             refresh(model)
-        integers = fit_slopes(model)
+        integers = keep_scores(model) if self.io == "float" else Change()
+        integers += fit_slopes(model)
         integers += lower_integers(model)
         if integers.rewrites:
             refresh(model)

@@ -38,7 +38,7 @@ def execute(
     """Runs a whole program.
 
     Args:
-        program: The program; all its operators must be stated in ``kernels``, or be elementwise on floats.
+        program: The program; all its operators must be stated in ``kernels``, or be in ``floats``.
         feeds: The inputs, by the names of their tensors.
         kernels: The statements: these, those of ``exact`` or those of ``xnnpack``.
 

@@ -7,6 +7,7 @@ import onnx_ir as ir
 import pytest
 from tflite_models import Calls, convert, feeds_of, model, node, platform, quantize
 
+from edgeopt.graph.execute import Executor
 from edgeopt.passes import Context, Facets, make
 from edgeopt.targets.tflite import Tflite, exact, xnnpack
 from edgeopt.targets.tflite.flatbuffer import write
@@ -98,6 +99,23 @@ def test_slopes_are_factors_of_eight_bits():
         assert operation.options["alpha"] == pytest.approx(alpha, rel=0.02)
     _, change = Tflite().prepare(prepared, None)
     assert "fit-slope" not in {rewrite.rule for rewrite in change.rewrites}
+
+
+def test_scores_that_are_means_stay_float(tmp_path):
+    nodes = [
+        node("Conv", "x,w", "c"),
+        node("GlobalAveragePool", "c", "g"),
+        node("Flatten", "g", "y"),
+    ]
+    given = quantize(model(nodes, {"x": [1, 3, 9, 9]}, ["y"], {"w": weight(40, 3, 1, 1)}))
+    session, prepared = convert(given, tmp_path)
+    codes = [operation.code for operation in lower(prepared).program.operations]
+    assert codes == ["QUANTIZE", "CONV_2D", "DEQUANTIZE", "MEAN"]
+    feeds = feeds_of(prepared, 100)
+    np.testing.assert_allclose(session.run(feeds)["y"], Executor(prepared).run(feeds)["y"], atol=1e-5)
+    # Integer outputs that were asked for stay integers.
+    asked = lower(Tflite(io="int8").prepare(given, None)[0], "int8").program
+    assert [operation.code for operation in asked.operations] == ["CONV_2D", "MEAN"]
 
 
 def test_factors_widen_until_the_slope_is_close():
