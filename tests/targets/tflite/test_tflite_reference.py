@@ -80,7 +80,7 @@ class Case:
 
     def program(self, output: str) -> Program:
         built: ir.Model = model(self.nodes, self.inputs, [output], self.constants)
-        prepared, _ = Tflite().prepare(built, platform())
+        prepared, _ = Tflite(io="int8").prepare(built, platform())
         lowered = lower(prepared, "int8")
         assert not lowered.problems
         return lowered.program
