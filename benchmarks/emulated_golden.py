@@ -85,8 +85,12 @@ def measure(label: str, device: str, made: list[tuple[str, str, str, Path]]) -> 
         for model, precision, target, folder in made:
             if runner.core.arch == "armv7" and target != "tflite":
                 continue
-            sessions = runner.open(folder)
-            yield row(label, model, precision, target, folder, sessions)
+            try:
+                sessions = runner.open(folder)
+                yield row(label, model, precision, target, folder, sessions)
+            except EdgeoptError as failure:  # the process is gone, the next artifact gets a new one
+                print(f"{label}: {folder.name}: {failure.message}", file=sys.stderr)
+                continue
             for session in sessions.values():
                 session.close()
 
