@@ -129,7 +129,10 @@ def emulated(device: Device, available: Collection[str], version: str = "") -> E
     nearest = [name for name, core in fitting.items() if len(core.isa) == most]
     name = next((wanted for wanted in (cluster.core, named) if wanted in nearest), None)
     if name is None:
-        name = min(nearest, key=lambda key: (-_speed(fitting[key]), key))
+        ordered = cluster.core in known_cores() and known_cores()[cluster.core].in_order
+        name = min(
+            nearest, key=lambda key: (fitting[key].in_order != ordered, -_speed(fitting[key]), key)
+        )  # kernels are tuned for one kind or the other
     lacking = [f"lacks {word}" for word in cluster.isa if word not in fitting[name].isa]
     differs = [f"stands for {cluster.core}"] * (name != cluster.core) + lacking
     shown = name if lacking or cluster.core not in parts else cluster.core

@@ -56,9 +56,9 @@ def _keep(source: Path, folder: Path, names: list[str]) -> None:
     """Keeps programs and the libraries beside them, and deletes the rest."""
     (folder / "bin").mkdir(exist_ok=True)
     for name in names:
-        found = next(
-            (path for path in sorted(source.rglob(name)) if path.is_file() and not path.is_symlink()), None
-        )
+        usual = (name, f"shellphish-{name.replace('qemu', 'qemu-linux')}")
+        files = (path for path in sorted(source.rglob("*qemu*")) if path.name in usual)
+        found = next((path for path in files if path.is_file() and not path.is_symlink()), None)
         if found is not None:
             shutil.move(found, folder / "bin" / name)
             (folder / "bin" / name).chmod(0o755)

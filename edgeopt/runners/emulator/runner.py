@@ -319,7 +319,7 @@ class Emulator(Board):
             return UnreachableError(
                 f"the runtime used an instruction that QEMU's {self.core.cpu} lacks",
                 where=last,
-                hint="report it",
+                hint="the board may lack it too: another precision or runtime",
             )
         if "cannot be started" in lost.reason:
             return UnreachableError(lost.reason, hint=f"{SETUP}, again")
