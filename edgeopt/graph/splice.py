@@ -94,7 +94,7 @@ def built_for(replacement: Replacement) -> list[ir.Node]:
             done[item] = None
         else:
             stack.append((item, True))
-            stack.extend((value.producer(), False) for value in item.inputs if value is not None)
+            stack.extend((value.producer(), False) for value in read_by(item))
     return list(done)
 
 

@@ -351,3 +351,29 @@ def test_a_state_that_starts_at_zero_is_dropped(batch: Any) -> None:
     after, _ = simplified(made(nodes, {"x": [5, batch, 3]}, ["y"], weights))
     assert operators(after) == ["GRU"]
     assert len([value for value in after.graph[0].inputs if value is not None]) == 4
+
+
+def test_a_branch_taken_brings_what_only_its_own_branches_read() -> None:
+    """Even where no proof would have noticed that it is missing."""
+    model = ir.from_onnx_text("""
+        <ir_version: 10, opset_import: ["" : 21]>
+        g (float[4] x, bool c) => (float[4] y)
+        <bool yes = {1}>
+        {
+            y = If(yes) <
+                then_branch = t () => (float[4] p) {
+                    a = Neg(x)
+                    b = Exp(a)
+                    p = If(c) <then_branch = v () => (float[4] q) { q = Sqrt(b) },
+                               else_branch = w () => (float[4] r) { r = Add(b, x) }>
+                },
+                else_branch = u () => (float[4] s) { s = Identity(x) }
+            >
+        }
+    """)
+    before = model.clone()
+    step = passes.make("simplify")
+    assert isinstance(step, passes.Pass)
+    change = step.apply(model, Context(verify="off"))
+    assert any(item.rule == "constant condition" for item in change.rewrites)
+    assert not proof.compare_models(before, model.clone()).reason
