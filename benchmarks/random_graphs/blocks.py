@@ -106,7 +106,7 @@ def normalize(g: Graph) -> None:
     groups = channels if channels % 2 or g.chance(0.5) else channels // 2
     apart = g.add("Reshape", [x.name, g.constant([0, groups, -1], INT64)])
     ones, zeros = (g.constant(np.full(groups, number, np.float32)) for number in (1, 0))
-    even = g.add("InstanceNormalization", [apart, ones, zeros], epsilon=1e-3)
+    even = g.add("InstanceNormalization", [apart, ones, zeros], epsilon=0.1)  # less would amplify rounding
     back = g.add("Reshape", [even, g.constant([batch, channels, height, width], INT64)])
     scaled = g.add("Mul", [back, g.weight(channels, 1, 1)])
     g.add("Add", [scaled, g.weight(channels, 1, 1)], Value(g.name(), x.shape))
@@ -204,12 +204,12 @@ def loop(g: Graph) -> None:
         [
             info(step, TensorProto.INT64, []),
             info(go, TensorProto.BOOL, []),
-            info(state, TensorProto.FLOAT, x.shape),
+            info(state, TensorProto.FLOAT, None),  # a size here would be a promise that other calls break
         ],
         [
             info(still, TensorProto.BOOL, []),
-            info(out, TensorProto.FLOAT, x.shape),
-            *([info(left, TensorProto.FLOAT, x.shape)] if scans else []),
+            info(out, TensorProto.FLOAT, None),
+            *([info(left, TensorProto.FLOAT, None)] if scans else []),
         ],
     )
     count = int(g.random.integers(0, 4))
@@ -234,8 +234,8 @@ def scan(g: Graph) -> None:
     body = helper.make_graph(
         nodes,
         "body",
-        [info(state, TensorProto.FLOAT, rest), info(row, TensorProto.FLOAT, rest)],
-        [info(new, TensorProto.FLOAT, rest), info(out, TensorProto.FLOAT, rest)],
+        [info(state, TensorProto.FLOAT, None), info(row, TensorProto.FLOAT, None)],
+        [info(new, TensorProto.FLOAT, None), info(out, TensorProto.FLOAT, None)],
     )
     start = g.constant(np.zeros(rest, np.float32))
     total, rows = Value(g.name(), rest), Value(g.name(), x.shape)
