@@ -197,6 +197,7 @@ def loop(g: Graph) -> None:
         helper.make_node("Identity", [out], [left]),
     ]
     scans = g.chance(0.4) and len(x.shape) < 5
+    open_sizes = [None] * len(x.shape)  # a size would be a promise that calls of another size break
     info = helper.make_tensor_value_info
     body = helper.make_graph(
         nodes,
@@ -204,12 +205,12 @@ def loop(g: Graph) -> None:
         [
             info(step, TensorProto.INT64, []),
             info(go, TensorProto.BOOL, []),
-            info(state, TensorProto.FLOAT, None),  # a size here would be a promise that other calls break
+            info(state, TensorProto.FLOAT, open_sizes),
         ],
         [
             info(still, TensorProto.BOOL, []),
-            info(out, TensorProto.FLOAT, None),
-            *([info(left, TensorProto.FLOAT, None)] if scans else []),
+            info(out, TensorProto.FLOAT, open_sizes),
+            *([info(left, TensorProto.FLOAT, open_sizes)] if scans else []),
         ],
     )
     count = int(g.random.integers(0, 4))
@@ -226,6 +227,7 @@ def scan(g: Graph) -> None:
         return
     state, row, new, out = (g.name() for _ in range(4))
     rest = x.shape[1:]
+    open_sizes = [None] * len(rest)
     nodes = [
         helper.make_node("Add", [state, row], [new]),
         helper.make_node("Mul", [new, g.constant(np.float32(0.5))], [out]),
@@ -234,8 +236,8 @@ def scan(g: Graph) -> None:
     body = helper.make_graph(
         nodes,
         "body",
-        [info(state, TensorProto.FLOAT, None), info(row, TensorProto.FLOAT, None)],
-        [info(new, TensorProto.FLOAT, None), info(out, TensorProto.FLOAT, None)],
+        [info(state, TensorProto.FLOAT, open_sizes), info(row, TensorProto.FLOAT, open_sizes)],
+        [info(new, TensorProto.FLOAT, open_sizes), info(out, TensorProto.FLOAT, open_sizes)],
     )
     start = g.constant(np.zeros(rest, np.float32))
     total, rows = Value(g.name(), rest), Value(g.name(), x.shape)

@@ -186,7 +186,8 @@ def _axes(reduce: ir.Node) -> list[int] | None:
     if given is None and len(reduce.inputs) > 1 and reduce.inputs[1] is not None:
         numbers = constant(reduce.inputs[1])
         given = None if numbers is None else [int(axis) for axis in numbers.reshape(-1)]
-    return None if not given else [axis % _rank(reduce.inputs[0]) for axis in given]
+    rank = _rank(reduce.inputs[0])
+    return None if not given or not rank else [axis % rank for axis in given]
 
 
 # ---- the graph

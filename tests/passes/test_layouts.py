@@ -200,3 +200,19 @@ def test_random_graphs_stay_equal() -> None:
         operators, _ = applied(before)
         fewer += operators.count("Transpose") < sum(node.op_type == "Transpose" for node in before.graph)
     assert fewer >= 5
+
+
+def test_a_reduction_of_unknown_rank_is_left_alone() -> None:
+    """Seed 108 of the fuzzer."""
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["a"], perm=[0, 2, 3, 1]),
+        helper.make_node("ReduceMean", ["b"], ["y"], axes=[-1]),
+        helper.make_node("Relu", ["a"], ["z"]),
+    ]
+    info = helper.make_tensor_value_info
+    given = [info("x", 1, [1, 2, 3, 4]), info("b", 1, None)]
+    graph = helper.make_graph(nodes, "test", given, [info("y", 1, None), info("z", 1, None)])
+    opsets = [helper.make_opsetid("", 17)]
+    model = ir.from_proto(helper.make_model(graph, opset_imports=opsets, ir_version=8))
+    Layouts().apply(model, Context(verify="off"))
+    assert [node.op_type for node in model.graph] == ["Transpose", "ReduceMean", "Relu"]
