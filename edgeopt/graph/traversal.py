@@ -53,15 +53,20 @@ def graphs_of(attribute: ir.Attr) -> Sequence[ir.Graph]:
 def read_by(node: ir.Node) -> list[ir.Value]:
     """The values that a node reads, with those that its subgraphs capture from outside."""
     values = [value for value in node.inputs if value is not None]
+    return values + [value for value in captured_by(node) if value not in values]
+
+
+def captured_by(node: ir.Node) -> list[ir.Value]:
+    """The values that a node's subgraphs read from outside, those that it also reads itself included."""
     starts = subgraphs(node)
-    if starts:
-        inner = {graph for start in starts for graph in (start, *start.subgraphs())}
-        for start in starts:
-            candidates = [value for child in start.all_nodes() for value in child.inputs if value is not None]
-            for value in [*candidates, *start.outputs]:
-                if value.graph not in inner and value not in values:
-                    values.append(value)
-    return values
+    inner = {graph for start in starts for graph in (start, *start.subgraphs())}
+    values: dict[ir.Value, None] = {}
+    for start in starts:
+        candidates = [value for child in start.all_nodes() for value in child.inputs if value is not None]
+        for value in [*candidates, *start.outputs]:
+            if value.graph not in inner:
+                values.setdefault(value)
+    return list(values)
 
 
 def _collect(graph: ir.Graph, found: list[ir.Graph]) -> None:

@@ -35,9 +35,10 @@ from edgeopt.graph.layout import (
     shape_of,
 )
 from edgeopt.graph.names import carry_names, original_names, unique
-from edgeopt.graph.region import graphs_of, read_by
+from edgeopt.graph.region import graphs_of
 from edgeopt.graph.rewriting import constant, opset, prepare, remove_unused_initializers
 from edgeopt.graph.shapes import dims
+from edgeopt.graph.traversal import captured_by
 from edgeopt.passes.base import Context, Pass, Stage
 
 RULE = "layouts with the least transposes"
@@ -359,9 +360,8 @@ def _steps(graph: ir.Graph) -> list[_Step]:
     for node in graph:
         if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
             continue
-        captured = [value for value in read_by(node)[len([v for v in node.inputs if v is not None]) :]]
         named = [value for value in node.outputs if value.name]
-        steps.append(_Step(node, [*node.inputs, *captured], named))
+        steps.append(_Step(node, [*node.inputs, *captured_by(node)], named))
     return [*steps, _Step(None, list(graph.outputs), [])]
 
 

@@ -9,6 +9,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edgeopt.graph import proof
+from edgeopt.graph.execute import Executor
 from edgeopt.passes import Change, Context
 from edgeopt.passes.layouts import Layouts
 
@@ -143,6 +144,31 @@ def test_what_a_branch_captures_keeps_its_order() -> None:
     after = before.clone()
     Layouts().apply(after, Context())
     assert not proof.compare_models(before, after).reason
+
+
+def test_what_a_loop_both_starts_with_and_captures_keeps_its_order() -> None:
+    """Seed 5442 of the fuzzer."""
+    before = ir.from_onnx_text("""
+        <ir_version: 10, opset_import: ["" : 21]>
+        g (float[2, 3, 4] x, int64 n) => (float[2, 3, 4] y, float[2, 4, 3] z)
+        <bool go = {1}>
+        {
+            a = Transpose <perm = [0, 2, 1]> (x)
+            b = Relu(a)
+            d = Transpose <perm = [0, 2, 1]> (b)
+            y = Loop(n, go, d) <body = t (int64 i, bool c, float[2, 3, 4] s) => (bool k, float[2, 3, 4] r) {
+                k = Identity(c)
+                r = Add(s, d) }>
+            z = Transpose <perm = [0, 2, 1]> (d)
+        }
+    """)
+    after = before.clone()
+    change = Layouts().apply(after, Context())
+    assert not change.notes
+    feeds = {"x": np.arange(24, dtype=np.float32).reshape(2, 3, 4), "n": np.array(2)}
+    with Executor(before) as one, Executor(after) as two:
+        for left, right in zip(one.run(feeds).values(), two.run(feeds).values(), strict=True):
+            assert np.array_equal(left, right)
 
 
 def test_what_cannot_be_less_stays_as_it_is() -> None:
