@@ -35,7 +35,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from benchmarks.quantization import _compare
+from benchmarks.quantization import compare
 from benchmarks.zoo.models import ENTRIES, open_entry
 from edgeopt import fidelity, passes
 from edgeopt.artifact import open_artifact
@@ -100,7 +100,7 @@ def compiled(regime: str, effort: str, script: str) -> dict[str, Any]:
             "spearman": body["after"]["spearman"]["value"],
             "size": body["after"]["size"]["value"],
             "cpu": usage.ru_utime + usage.ru_stime,
-            "fidelity": _compare(NAME, open_artifact(outcome.path).open())["fidelity"],
+            "fidelity": compare(NAME, open_artifact(outcome.path).open())["fidelity"],
             "steps": [(step["pass"], step["summary"]) for step in body["ledger"]],
             "outside": "",
         }

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.big_model import WIDTH, write
-from benchmarks.quantization import _compare
+from benchmarks.quantization import compare
 from benchmarks.zoo.models import ENTRIES
 from edgeopt import units
 from edgeopt.artifact import open_artifact
@@ -105,7 +105,7 @@ def measure(name: str, bits: int, rounding: str, script: str) -> dict[str, Any]:
         usage = resource.getrusage(resource.RUSAGE_SELF)
         body = outcome.to_json()
         body["process"] = {"cpu": usage.ru_utime + usage.ru_stime, "mb": usage.ru_maxrss / 1024}
-        body["calls"] = _compare(name, open_artifact(outcome.path).open())
+        body["calls"] = compare(name, open_artifact(outcome.path).open())
         body["outside"] = ""
         if script:
             ran = subprocess.run(
