@@ -123,8 +123,11 @@ class Quantize(Plan):
         if context.validation is None or isinstance(last, RestoreFloat):
             return None
         if isinstance(last, StaticInt8) and self._recovers(ledger[-1]):
-            if self.effort == "more" and find_spec("torch") is not None:
+            if self.effort != "more":
+                return Gptq()
+            if find_spec("torch") is not None:
                 return Reconstruct(seconds=SECONDS, start="gptq")
+            context.log.warning("torch is not installed, so weights are solved for but not trained")
             return Gptq()
         if isinstance(last, Gptq) and not ledger[-1].change.rewrites and _reached(ledger) < FAITHFUL:
             return BiasCorrection()

@@ -243,3 +243,12 @@ def test_the_same_samples_give_the_same_quantization() -> None:
     once, _ = quantize(model, samples)
     again, _ = quantize(model, samples)
     assert ir.to_proto(once).SerializeToString() == ir.to_proto(again).SerializeToString()
+
+
+def test_the_plan_names_the_steps_that_the_effort_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, samples = residual_net(), rows((3, 8, 8))
+    _, ledger = quantize(model.clone(), samples, effort="minimal")
+    assert [entry.step.name for entry in ledger][2:] == ["static-int8", "restore-float"]
+    monkeypatch.setattr("edgeopt.passes.quantize.find_spec", lambda name: None)
+    _, ledger = quantize(model.clone(), samples, effort="more")
+    assert [entry.step.name for entry in ledger][2:] == ["static-int8", "gptq", "restore-float"]

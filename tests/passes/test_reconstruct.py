@@ -98,6 +98,17 @@ def test_training_makes_unseen_samples_more_faithful(torch: Any, batch: int | st
     assert change.details["batch"] == 8
 
 
+def test_training_starts_from_the_closed_form_where_asked(torch: Any) -> None:
+    original = residual_network()
+    facets = Facets(calibration=rows(48), validation=rows(16, 1), teacher=original)
+    solved = quantized(original.clone(), facets)
+    passes.make("gptq").apply(solved, Context(facets))
+    trained = quantized(original.clone(), facets)
+    change = Reconstruct(iterations=40, start="gptq").apply(trained, Context(facets))
+    assert change.details["fidelity_after"] > change.details["fidelity"]
+    assert signal(original, trained, rows(16, 1)) >= signal(original, solved, rows(16, 1)) - 0.01
+
+
 def test_weights_lie_on_their_grids_and_zero_points_stay(torch: Any) -> None:
     original = residual_network()
     facets = Facets(calibration=rows(24), validation=rows(8, 1), teacher=original)
