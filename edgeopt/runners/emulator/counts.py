@@ -91,7 +91,8 @@ def read(path: Path, first: int, calls: int) -> Counts:
     """Reads the figures of one call from the plugin's file.
 
     The agent marks an empty stretch and then every call, each with two marks, from ``first`` on. The empty
-    stretch is what marking itself takes; the call whose total is the median stands for all.
+    stretch is what marking itself takes. The call with the lowest total stands for all: what else the process
+    does meanwhile, such as answering signs of life, only ever adds to a count.
 
     Raises:
         RuntimeFailure: The marks are not there.
@@ -101,14 +102,14 @@ def read(path: Path, first: int, calls: int) -> Counts:
     if any(mark not in marks for mark in wanted):
         raise RuntimeFailure("the emulator counted nothing: its plugin did not see the marks")
     empty, *found = (_between(marks[mark], marks[mark + 1]) for mark in wanted[::2])
-    return middle([counts.minus(empty) for counts in found])
+    return least([counts.minus(empty) for counts in found])
 
 
-def middle(found: Sequence[Counts]) -> Counts:
-    """The one with the median of the totals, which knows how far all of them lie apart."""
+def least(found: Sequence[Counts]) -> Counts:
+    """The one with the lowest total, which knows how far all of them lie apart."""
     ordered = sorted(found, key=lambda counts: counts.total)
-    chosen = ordered[len(ordered) // 2]
-    spread = (ordered[-1].total - ordered[0].total) / max(1, chosen.total)
+    chosen = ordered[0]
+    spread = (ordered[-1].total - chosen.total) / max(1, chosen.total)
     return Counts(chosen.classes, chosen.memory, spread, len(ordered))
 
 

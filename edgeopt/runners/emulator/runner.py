@@ -30,7 +30,7 @@ PATIENCE = Patience(connect=300.0, silence=600.0, answer=7200.0, ping=20.0, grac
 """Emulated code is slow, and a process on this machine is not lost as a connection is."""
 
 CALLS = 3
-"""Calls that are counted; the median stands."""
+"""Calls that are counted; the lowest count stands."""
 
 
 class Emulator(Board):
