@@ -43,8 +43,8 @@ PRODUCTS = ("agnews_text_transformer", "cct_vit_cifar10")
 
 FLOOR = {"float32": 1e-4, "float16": 1e-3, "static-int8": 0.05, "dynamic-int8": 0.05}
 """Tolerances are not set below these: the bound that contract 4 sets for float files, the last bit of
-float16, and six steps of an 8-bit output (6/127). Integer kernels that round otherwise are right all the same,
-and models deeper than those tried here pass more of it on."""
+float16, and six steps of an 8-bit output (6/127). Integer kernels that round otherwise are right all the
+same, and models deeper than those tried here pass more of it on."""
 
 
 def artifacts(names: tuple[str, ...], work: Path) -> Iterator[tuple[str, str, str, Path]]:
