@@ -3,7 +3,8 @@
 ``prepare`` folds quantized weights to integers and biases to int32 at scale input x weight, each behind a
 DequantizeLinear of its own, because onnxruntime joins it with the one operator that reads it. Rows of a
 quantized table are gathered as integers, and weights of operators that compute in float are widened once,
-at load. ``emit`` strips everything that a device does not need.
+at load. What int8 values become by moving or selecting alone is quantized too
+(``_carry.py``). ``emit`` strips everything that a device does not need.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from edgeopt.graph.execute import first_line
 from edgeopt.host import distortion
 from edgeopt.platform import Platform
 from edgeopt.session import Session, TensorSpec
+from edgeopt.targets._carry import carry_integers
 from edgeopt.targets._dynamic import expand_dynamic
 from edgeopt.targets._fold import fold_biases, fold_constants, widen_at_load
 from edgeopt.targets._opset import ir_version, lower
@@ -74,12 +76,14 @@ class Onnxruntime(Target):
         biases = fold_biases(prepared)
         widened = 0 if self.format == "ort" else widen_at_load(prepared)  # an .ort file would grow
         lower(prepared, platform.rules.opset[1])
+        carried = carry_integers(prepared)
         prepared.ir_version = ir_version(prepared.opset_imports.get("", 0))
         change = Change(
             details={
                 "weights": weights,
                 "biases": biases.count,
                 "widened_at_load": widened,
+                "carried": carried,
                 "dynamic": dynamic,
             }
         )
