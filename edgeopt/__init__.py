@@ -25,7 +25,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
     from edgeopt.artifact import open_artifact
-    from edgeopt.compilation import compile
+    from edgeopt.choosing import compile
     from edgeopt.conversion import convert
     from edgeopt.errors import EdgeoptError
     from edgeopt.optimization import optimize
@@ -36,7 +36,7 @@ __all__ = ["EdgeoptError", "Outcome", "__version__", "compile", "convert", "open
 _HOMES = {
     "EdgeoptError": "edgeopt.errors",
     "Outcome": "edgeopt.outcome",
-    "compile": "edgeopt.compilation",
+    "compile": "edgeopt.choosing",
     "convert": "edgeopt.conversion",
     "open_artifact": "edgeopt.artifact",
     "optimize": "edgeopt.optimization",

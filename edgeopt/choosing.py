@@ -23,8 +23,9 @@ from edgeopt.cores import Core, known_cores
 from edgeopt.data import SeededSamples
 from edgeopt.errors import EdgeoptError
 from edgeopt.evidence import Evidence
-from edgeopt.job import Job, make_steps, structure_passes
+from edgeopt.job import Job, describe, make_steps, structure_passes
 from edgeopt.outcome import Outcome
+from edgeopt.platform import Device
 from edgeopt.runners.emulator import Emulator
 from edgeopt.runners.emulator.counts import Counts
 from edgeopt.runners.emulator.place import find_place
@@ -127,6 +128,40 @@ def compile_chosen(job: Job, store: Store | None = None, watch: Watch = QUIET) -
             else:
                 best = shipped
     return _kept(_explained(outcome, shipped, counted, core))
+
+
+def compile(
+    model: Any,
+    device: str | Device,
+    *,
+    data: Any = None,
+    budget: Mapping[str, str | float] | None = None,
+    emulate: bool = True,
+    store: Store | None = None,
+    watch: Watch = QUIET,
+    **options: Any,
+) -> Outcome:
+    """Compiles a model for a device and judges the artifact: what ``edgeopt compile`` does.
+
+    Args:
+        model: A path, ``package.module:build``, ``onnx.ModelProto``, ``onnx_ir.Model``, or a
+            ``torch.nn.Module`` with ``example=`` inputs.
+        device: A device's name, the path of a profile, or a ``Device``.
+        data: A path, or the mapping that a recipe holds under ``data``.
+        budget: Limits by quantity: ``{"size": "3 MiB", "accuracy_drop": "1 pp"}``.
+        emulate: Compare precisions on the emulator, where it is set up, and ship the one with the least work.
+        store: Where steps are kept; by default the user's cache.
+        watch: Shows progress.
+        options: Further arguments of ``edgeopt.job.describe``: target, metric, passes, output, ...
+
+    Returns:
+        The outcome, with the artifact's path, the evidence and the verdicts.
+
+    Raises:
+        EdgeoptError: See ``edgeopt.errors``.
+    """
+    job = describe(model, device=device, data=data, budget=budget, **options)
+    return (compile_chosen if emulate else compile_job)(job, store, watch)
 
 
 def comparable(job: Job) -> bool:
@@ -249,7 +284,8 @@ def sentences(planned: str, shipped: str, comparisons: Mapping[str, Comparison],
     ]
     if shipped != planned:
         found.append(
-            f"{shipped} ships instead of {planned}, which is more work there; --no-emulate keeps {planned}"
+            f"{shipped} ships instead of {planned}, which is more work there; "
+            f"--no-emulate (in Python emulate=False) keeps {planned}"
         )
     return found
 

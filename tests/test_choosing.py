@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+import edgeopt
 from edgeopt import choosing, example
 from edgeopt.artifact import open_artifact
 from edgeopt.choosing import Comparison, choose, compare, compile_chosen, sentences, weigh
@@ -128,3 +129,24 @@ def test_trouble_with_the_emulator_is_a_note(
     outcome = compile_chosen(job, Store(tmp_path / "store"))
     assert outcome.exit_code == 0
     assert "not compared on the emulator: the emulated process ended" in outcome.notes[-1]
+
+
+@pytest.mark.parametrize("emulate", [True, False])
+def test_the_python_function_compares_unless_told_not_to(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, emulate: bool
+) -> None:
+    monkeypatch.setattr(choosing, "comparable", lambda job: True)
+    work = {"static-int8": 900_000, "float32": 300_000, "float16": 310_000}
+    monkeypatch.setattr(choosing, "_count", fake(work))
+    outcome = edgeopt.compile(
+        example.MODEL,
+        "raspberry-pi-4",
+        data={"path": str(example.DATA), "metric": example.METRIC},
+        output=tmp_path / "out",
+        limit=20,
+        store=Store(tmp_path / "store"),
+        **({} if emulate else {"emulate": False}),
+    )
+    part = next(iter(open_artifact(outcome.path).parts.values()))
+    assert part["precision"] == ("float32" if emulate else "static-int8")
+    assert ("instructions" in outcome.after) is emulate
