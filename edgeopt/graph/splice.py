@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import onnx_ir as ir
 
 from edgeopt.graph import shapes
-from edgeopt.graph.building import is_new_constant
+from edgeopt.graph.building import is_new_constant, tensor_of
 from edgeopt.graph.names import site_of
 from edgeopt.graph.rule import Replacement
 from edgeopt.graph.traversal import read_by
@@ -115,6 +115,9 @@ def inner_value_is_read(nodes: Sequence[ir.Node], replacement: Replacement) -> s
 def not_spliceable(replacement: Replacement) -> str:
     """Why the graph's signature forbids a replacement, or ""."""
     for old, new in replacement.values.items():
+        tensor = tensor_of(new)
+        if tensor is not None and must_stay_open(old, len(tensor.shape)):
+            return f"a Range reads {old.name!r}, and refuses constants that are no scalars"
         if not old.is_graph_output():
             continue
         if new.graph is not None and (new.is_graph_input() or new.is_initializer() or new.is_graph_output()):
@@ -124,6 +127,22 @@ def not_spliceable(replacement: Replacement) -> str:
         if new.graph is not None and new.graph is not old.graph:
             return f"the output {old.name!r} is made in another graph"
     return ""
+
+
+def must_stay_open(value: ir.Value, rank: int) -> bool:
+    """Whether a value may not become a constant of a rank.
+
+    onnxruntime lets a Range compute from tensors of one element and rank 1, but refuses to load a model
+    where its inference can see that they are constant: ONNX's own body of AffineGrid is such.
+    """
+    return any(decides_range(use.node) or (rank > 0 and use.node.op_type == "Range") for use in value.uses())
+
+
+def decides_range(choice: ir.Node) -> bool:
+    """Whether a Range reads what an If gives, no scalar, which a known condition might make constant."""
+    if choice.op_type != "If":
+        return False
+    return any(shapes.dims(value) != () and must_stay_open(value, 1) for value in choice.outputs)
 
 
 def remove_dead(nodes: Iterable[ir.Node]) -> None:

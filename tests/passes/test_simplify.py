@@ -6,12 +6,14 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edgeopt import passes
 from edgeopt.graph import proof
 from edgeopt.graph.names import original_names
+from edgeopt.optimization import optimize
 from edgeopt.passes import Change, Context
 
 
@@ -351,6 +353,26 @@ def test_a_state_that_starts_at_zero_is_dropped(batch: Any) -> None:
     after, _ = simplified(made(nodes, {"x": [5, batch, 3]}, ["y"], weights))
     assert operators(after) == ["GRU"]
     assert len([value for value in after.graph[0].inputs if value is not None]) == 4
+
+
+def test_what_a_range_reads_as_a_vector_stays_hidden() -> None:
+    """ONNX's own body of AffineGrid: onnxruntime refuses a Range of constants that are no scalars."""
+    model = onnx.parser.parse_model("""
+        <ir_version: 10, opset_import: ["" : 21]>
+        g (int64[2] x) => (int64[n] y)
+        <int64[1] four = {4}, int64 two = {2}, int64 zero = {0}, int64 one = {1}>
+        {
+            count = Size(x)
+            yes = Equal(count, two)
+            end = If(yes) <then_branch = t () => (int64[a] p) { p = Identity(four) },
+                           else_branch = u () => (int64[b] q) { q = Identity(x) }>
+            y = Range(zero, end, one)
+        }
+    """)
+    for verify in ("off", "fast"):
+        result = optimize(model, verify=verify)
+        session = onnxruntime.InferenceSession(result.SerializeToString())
+        assert session.run(None, {"x": np.zeros(2, np.int64)})[0].tolist() == [0, 1, 2, 3]
 
 
 def test_a_branch_taken_brings_what_only_its_own_branches_read() -> None:

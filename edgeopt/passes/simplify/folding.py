@@ -17,6 +17,7 @@ from edgeopt.graph import region, shapes, traversal
 from edgeopt.graph.change import Change, Rewrite, Skipped
 from edgeopt.graph.names import original_names, unique
 from edgeopt.graph.rewriting import tensor_of
+from edgeopt.graph.splice import must_stay_open
 from edgeopt.passes.base import Context
 
 RULE = "constant folding"
@@ -69,6 +70,9 @@ def _fold_graph(model: ir.Model, graph: ir.Graph, context: Context, change: Chan
     for value in frontier:
         node = value.producer()
         assert node is not None
+        if must_stay_open(value, len(value.shape or ())):
+            change.skipped.append(Skipped(RULE, _site(node), "a Range reads it, or what it decides"))
+            continue
         if value not in numbers:
             change.skipped.append(Skipped(RULE, _site(node), "onnxruntime cannot compute it"))
             continue

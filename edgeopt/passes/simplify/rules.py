@@ -12,6 +12,7 @@ from edgeopt.graph.region import graphs_of
 from edgeopt.graph.rewriting import Replacement, Result, constant, initializer, node, opset, rule
 from edgeopt.graph.shape_values import integers, known
 from edgeopt.graph.shapes import dims, static_dims
+from edgeopt.graph.splice import decides_range
 from edgeopt.passes.simplify.shape_rules import reshape_target
 
 
@@ -190,6 +191,8 @@ def drop_zero_state(recurrent: ir.Node) -> Result:
 @rule("If", name="constant condition")
 def choose_branch(choice: ir.Node) -> Result:
     """The branch that is always taken stands in place of the choice."""
+    if decides_range(choice):
+        return NoMatch("a Range reads it, which takes one number of any rank only while nobody can see it")
     condition = constant(choice.inputs[0])
     if condition is None:
         found = known(choice.inputs[0])
