@@ -194,6 +194,8 @@ class QuantizationRules(schema.Schema):
             of its own per channel, or ``None``.
         block_sizes: Block sizes of weight-only quantization, the preferred first.
         block_kernels: Operators that compute on constants packed in blocks; others widen them.
+        slope_factor: Where the kernel of LeakyRelu multiplies in fixed point, one over its smallest factor;
+            0 where it takes any scales and slope.
     """
 
     activation: TensorRule
@@ -207,6 +209,7 @@ class QuantizationRules(schema.Schema):
     constants: dict[str, dict[int, int | None]] = {}
     block_sizes: list[int] = []
     block_kernels: list[str] = []
+    slope_factor: int = 0
 
 
 class Tolerance(schema.Schema):

@@ -54,6 +54,7 @@ class Placement:
         products: Nodes that run in integers, or at least with integer weights, by name.
         biases: (node name, input, weight, bias, weight axis) of products with an int32 bias.
         skipped: Why nodes that could have been quantized are not.
+        slope_factor: As the runtime's rules say.
     """
 
     activations: dict[Site, str] = field(default_factory=dict)
@@ -63,6 +64,7 @@ class Placement:
     products: list[str] = field(default_factory=list)
     biases: list[tuple[str, str, str, str, int | None]] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
+    slope_factor: int = 0
 
     @property
     def observed(self) -> list[str]:
@@ -114,7 +116,7 @@ def place(
 class _Placer:
     def __init__(self, model: ir.Model, rules: QuantizationRules, keep: Set[str], unfit: Set[str]) -> None:
         self.graph, self.rules, self.keep, self.unfit = model.graph, rules, keep, unfit
-        self.placement = Placement()
+        self.placement = Placement(slope_factor=rules.slope_factor)
         self.nodes = [node for node in model.graph if node.domain in ("", "ai.onnx")]
         self.integer: dict[ir.Value, tuple[str, TensorRule]] = {}
         self.asked: dict[ir.Value, set[tuple[str, int]]] = {}

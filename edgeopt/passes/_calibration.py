@@ -141,7 +141,7 @@ def scales(
     before = _before_leaky(model, placement) if method == "mse" else {}
     for behind, (name, slope) in before.items():
         dtype = _dtype(placement.rules[Site(name)])
-        if (pair := around(observers[name], slope, dtype)) is not None:
+        if (pair := around(observers[name], slope, dtype, placement.slope_factor)) is not None:
             ranges[name], ranges[behind] = pair
     for where, origin in placement.activations.items():
         if origin not in ranges:

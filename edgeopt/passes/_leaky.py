@@ -8,11 +8,14 @@ are tried, over shrunken ranges before and behind, and the pair taken that leave
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx_ir as ir
 
 from edgeopt.graph.observers import BINS, Observer, parameters
 from edgeopt.graph.quantization import QuantParams, integer_range
+from edgeopt.graph.slopes import fitted_scale, fitting
 
 HIGHS = (1.0, 0.92, 0.84, 0.76, 0.68, 0.6, 0.5)
 LOWS = (1.0, 0.8, 0.6, 0.45, 0.3, 0.2, 0.1, 0.05)
@@ -22,13 +25,16 @@ BEHIND = (1.0, 0.94, 0.88, 0.8, 0.7, 0.6)
 """Shares of that range's ends that the range behind it may reach."""
 
 
-def around(observer: Observer, slope: float, dtype: ir.DataType) -> tuple[QuantParams, QuantParams] | None:
+def around(
+    observer: Observer, slope: float, dtype: ir.DataType, factor: int = 0
+) -> tuple[QuantParams, QuantParams] | None:
     """Returns the parameters before and behind a leaky ReLU, or ``None`` where nothing was seen to choose by.
 
     Args:
         observer: What was seen before it.
         slope: Its slope for negative numbers, between 0 and 1.
         dtype: The integer type.
+        factor: Where the kernel multiplies in fixed point, one over its smallest factor; 0 elsewhere.
     """
     low, high = min(observer.low, 0.0), max(observer.high, 0.0)
     if observer.width == 0.0 or not (np.isfinite(low) and np.isfinite(high)) or high <= 0 or low >= 0:
@@ -41,15 +47,26 @@ def around(observer: Observer, slope: float, dtype: ir.DataType) -> tuple[QuantP
     best, chosen = np.inf, None
     for above in HIGHS:
         for below in LOWS:
-            before = parameters(low * below, high * above, dtype)
-            passed = _rounded(values, before, first, last)
-            passed = np.where(passed < 0, slope * passed, passed)
-            for behind in _candidates(before, slope, low * below, high * above, dtype):
+            free = parameters(low * below, high * above, dtype)
+            for behind in _candidates(free, slope, low * below, high * above, dtype):
+                before, told = _fitted(free, behind, slope, factor)
+                passed = _rounded(values, before, first, last)
+                passed = np.where(passed < 0, told * passed, passed)
                 made = _rounded(passed, behind, first, last)
                 error = float(np.dot(weights, (made - wanted) ** 2))
                 if error < best:
                     best, chosen = error, (before, behind)
     return chosen
+
+
+def _fitted(before: QuantParams, behind: QuantParams, slope: float, factor: int) -> tuple[QuantParams, float]:
+    """The parameters before it that the kernel takes, and the slope that it then has."""
+    assert before.scale is not None and behind.scale is not None
+    found = fitting(float(before.scale) / float(behind.scale), slope, factor) if factor else None
+    if found is None:
+        return before, slope
+    scale = fitted_scale(float(behind.scale), found[0], factor)
+    return replace(before, scale=np.asarray(scale, np.float32)), found[1] / found[0]
 
 
 def _candidates(

@@ -39,3 +39,15 @@ def test_the_pair_does_less_damage_than_min_max_on_both_sides() -> None:
 def test_numbers_of_one_sign_leave_nothing_to_choose() -> None:
     assert around(seen(np.array([1.0, 2.0], np.float32)), SLOPE, ir.DataType.UINT8) is None
     assert around(Observer(), SLOPE, ir.DataType.UINT8) is None
+
+
+def test_a_kernel_in_fixed_point_gets_scales_that_it_can_say() -> None:
+    values = np.random.default_rng(1).laplace(size=40_000).astype(np.float32)
+    chosen = around(seen(values), SLOPE, ir.DataType.INT8, 256)
+    free = around(seen(values), SLOPE, ir.DataType.INT8)
+    assert chosen is not None and free is not None
+    before, behind = (float(params.scale) for params in chosen if params.scale is not None)
+    k = 256 * before / behind
+    assert abs(k - round(k)) < 1e-3
+    assert abs(round(round(k) * SLOPE) / round(k) - SLOPE) < 0.01 * SLOPE
+    assert noise(values, *chosen) < 1.2 * noise(values, *free)

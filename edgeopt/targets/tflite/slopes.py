@@ -2,7 +2,8 @@
 
 XNNPACK multiplies by a factor of 8 fraction bits on either side of zero: k = 256 · input scale / output
 scale where positive, m = k · slope where negative. For other numbers than whole k and m that costs up to
-a quarter of a step at every element, which the layers behind amplify. Before biases become integers the
+a quarter of a step at every element, which the layers behind amplify. Static int8
+quantization chooses such scales already; here, before biases become integers, what is left is fitted: the
 input's scale, which nothing but the LeakyRelu sees, is widened to the next k that has an m / k close to
 the slope, and that is the slope from then on. The kernel rounds halves upwards where the graph rounds them
 to even: scale and slope are off whole factors by less than a millionth, to the side where both agree.
@@ -10,23 +11,17 @@ to even: scale and slope are off whole factors by less than a millionth, to the 
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import onnx_ir as ir
 
 from edgeopt.graph.change import Change, Rewrite
 from edgeopt.graph.names import original_names
+from edgeopt.graph.slopes import NUDGE, fitted_scale, fitting
 from edgeopt.targets.tflite.integers import ELEMENTWISE, WEIGHTED, initializer
 from edgeopt.targets.tflite.steps import Parameters, attribute, only_reader, parameters
 
 FACTOR = 256
-LARGEST_RATIO = 128.0
-WIDEST = 1.025
-CLOSE = 2.5e-3
-"""Relative error of the slope that is worth no further widening: below -50 dB of what passes it."""
-NUDGE = 3e-7
-"""Beyond the rounding of float32 scales, below what any sum of 8-bit numbers can tell."""
+"""What the kernel's factors are whole numbers over; ``slope_factor`` of the runtime's rules says it too."""
 
 
 def fit_slopes(model: ir.Model) -> Change:
@@ -49,11 +44,11 @@ def _fit(graph: ir.Graph, node: ir.Node) -> bool:
     if given is None or given.dtype != "int8" or made.dtype != "int8":
         return False
     alpha = float(attribute(node, "alpha", 0.01))
-    found = fitting(given.scale / made.scale, alpha)
+    found = fitting(given.scale / made.scale, alpha, FACTOR)
     if found is None:
         return False
     k, m = found
-    wanted = Parameters("int8", float(np.float32(made.scale * k / FACTOR * (1 + NUDGE))), given.zero_point)
+    wanted = Parameters("int8", fitted_scale(made.scale, k, FACTOR), given.zero_point)
     slope = float(np.float32(m / k * (1 - 3 * NUDGE)))
     if wanted.same(given) and slope == alpha:
         return False
@@ -62,28 +57,6 @@ def _fit(graph: ir.Graph, node: ir.Node) -> bool:
         part.replace_input_with(1, scale)
     node.attributes["alpha"] = ir.AttrFloat32("alpha", slope)
     return True
-
-
-def fitting(ratio: float, alpha: float) -> tuple[int, int] | None:
-    """The factors of a kernel for an input scale of ``ratio`` output scales.
-
-    Returns:
-        256 times the ratio, widened by at most 2.5 % or to the next whole number, and that by the slope;
-        nothing where the kernel takes no such ratio or the slope vanishes.
-    """
-    # What is whole up to float32's rounding and the nudge is taken as it is.
-    least = max(math.ceil(ratio * FACTOR * (1 - 1e-6)), 1)
-    candidates = range(least, max(math.floor(least * WIDEST), least) + 1)
-    if candidates[-1] > LARGEST_RATIO * FACTOR or not 0 < round(least * alpha) <= least:
-        return None
-
-    def error(k: int) -> float:
-        return abs(round(k * alpha) / k - alpha) / alpha
-
-    best = next((k for k in candidates if error(k) <= CLOSE), None)
-    if best is None:
-        best = min(candidates, key=error)
-    return best, round(best * alpha)
 
 
 def _own_pair(node: ir.Node) -> tuple[ir.Node, ir.Node] | None:

@@ -8,6 +8,7 @@ import pytest
 from tflite_models import Calls, convert, feeds_of, model, node, platform, quantize
 
 from edgeopt.graph.execute import Executor
+from edgeopt.graph.slopes import fitting
 from edgeopt.passes import Context, Facets, make
 from edgeopt.targets.tflite import Tflite, exact, xnnpack
 from edgeopt.targets.tflite.flatbuffer import write
@@ -15,7 +16,6 @@ from edgeopt.targets.tflite.lower import lower
 from edgeopt.targets.tflite.program import Operation, Program, Tensor
 from edgeopt.targets.tflite.reference import execute
 from edgeopt.targets.tflite.session import from_runtime, to_runtime
-from edgeopt.targets.tflite.slopes import fitting
 
 pytest.importorskip("ai_edge_litert", reason="needs the extra: pip install 'edgeopt[tflite]'")
 
@@ -120,12 +120,12 @@ def test_scores_that_are_means_stay_float(tmp_path):
 
 def test_factors_widen_until_the_slope_is_close():
     for ratio in (0.6, 1.0, 1.37, 2.3, 7.1):
-        k, m = fitting(ratio, 0.1) or (0, 0)
+        k, m = fitting(ratio, 0.1, 256) or (0, 0)
         assert ratio * 256 - 1e-3 <= k <= ratio * 256 * 1.025 + 1
         assert m / k == pytest.approx(0.1, rel=0.02 / ratio)
-        assert fitting(k / 256 * (1 + 3e-7), m / k) == (k, m)
-    assert fitting(1000.0, 0.1) is None
-    assert fitting(1.0, 1e-6) is None
+        assert fitting(k / 256 * (1 + 3e-7), m / k, 256) == (k, m)
+    assert fitting(1000.0, 0.1, 256) is None
+    assert fitting(1.0, 1e-6, 256) is None
 
 
 def test_a_kernel_of_xnnpack_leaves_alone_what_it_does_not_take():
