@@ -15,7 +15,7 @@ import onnx_ir as ir
 from edgeopt import golden, metrics, predict, preprocess
 from edgeopt.budget import Budget
 from edgeopt.data import Data, open_data
-from edgeopt.errors import DataError
+from edgeopt.errors import DataError, ProfileError
 from edgeopt.evidence import Evidence
 from edgeopt.fidelity import compare
 from edgeopt.graph import opset
@@ -238,6 +238,7 @@ class Corridor:
                 self.note(part, step.change)
                 exact = step.options.keeps == "exact"
                 self.record(part, step.options, step.change, step.cpu_seconds, step.cached, exact)
+        self.refuse_floats(part)
         state, change, seconds, cached = stepper.computed(
             part.state,
             "prepare",
@@ -247,6 +248,22 @@ class Corridor:
         part.state = state
         self.note(part, change)
         self.record(part, None, change, seconds, cached, False)
+
+    def refuse_floats(self, part: Part) -> None:
+        """Refuses a model in floats where the runtime's float kernels need what the core lacks.
+
+        Raises:
+            ProfileError: The device cannot run it.
+        """
+        platform, precision = self.job.platform, self.precisions[part.name]
+        if platform.lacking is not None and precision in ("float32", "float16"):
+            device = platform.device
+            raise ProfileError(
+                f"the device {device.name!r} cannot run {precision} with {platform.runtime.name}: "
+                f"its float kernels for {device.cpu.arch} need {platform.lacking}, "
+                f"which a {device.cpu.clusters[0].core} lacks",
+                hint="static-int8 runs there: give --data",
+            )
 
     def record(
         self, part: Part, step: Options | None, change: Change, seconds: float, cached: bool, exact: bool

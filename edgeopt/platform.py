@@ -19,6 +19,7 @@ from packaging.version import Version
 from pydantic import BeforeValidator, Field, model_validator
 
 from edgeopt import schema, units
+from edgeopt.cores import known_cores
 from edgeopt.errors import ProfileError, UserError, nearest
 
 
@@ -48,7 +49,7 @@ IntegerType = Literal["int4", "uint4", "int8", "uint8", "int16", "uint16", "int3
 class Cluster(schema.Schema):
     """Equal cores that share a clock.
 
-    ``isa`` names the extensions that matter to kernels: neon, dotprod, i8mm, fp16, bf16, sve, ...
+    ``isa`` names the extensions that matter to kernels: neon, vfpv4, dotprod, i8mm, fp16, bf16, sve, ...
     """
 
     core: str
@@ -234,6 +235,7 @@ class RuntimeVersion(schema.Schema):
         data_types: Element types that it computes in.
         fusions: The patterns that run as one kernel; the fusion passes of these names may fire.
         precisions: Schemes that it runs, the generally fastest first.
+        floats_need: Per architecture the extension without which its official build cannot run floats.
         float16: What the scheme float16 does to the file: weights are stored in float16, or the file
             keeps float32 and the command that builds the engine asks for float16.
         quantization: Rules of its integer kernels; ``None`` where it has none.
@@ -251,6 +253,7 @@ class RuntimeVersion(schema.Schema):
     data_types: list[str] = []
     fusions: list[str] = []
     precisions: list[str] = ["float32"]
+    floats_need: dict[str, str] = {}
     float16: Literal["stored", "build-flag"] = "stored"
     quantization: QuantizationRules | None = None
     formats: list[str] = ["onnx"]
@@ -331,6 +334,19 @@ class Platform(schema.Schema):
         """
         rules = self.runtime.at(self.runtime_version).on(self.device.cpu.clusters[0].isa)
         return rules if self.accelerator is None else rules.within(self.accelerator.precisions)
+
+    @property
+    def lacking(self) -> str | None:
+        """The extension that the runtime's float kernels need and the fastest cores lack; ``None`` for none.
+
+        Cores of Armv8 have all of Armv7's.
+        """
+        cluster = self.device.cpu.clusters[0]
+        core = known_cores().get(cluster.core)
+        needed = self.rules.floats_need.get(self.device.cpu.arch)
+        if needed is None or needed in cluster.isa or (core is not None and core.arch == "aarch64"):
+            return None
+        return needed
 
     @property
     def accelerator(self) -> Accelerator | None:

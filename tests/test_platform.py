@@ -176,6 +176,31 @@ def test_a_runtime_that_the_device_does_not_carry_is_refused() -> None:
         load_platform("generic-armv7", "ncnn")
 
 
+def test_floats_are_refused_where_the_core_lacks_what_they_need(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """tflite-runtime's float kernels for 32-bit ARM fuse multiply and add, which a Cortex-A8 cannot."""
+    assert load_platform("beaglebone-black", "tflite").lacking == "vfpv4"
+    assert load_platform("beaglebone-black", "onnxruntime").lacking is None
+    assert load_platform("raspberry-pi-4", "tflite").lacking is None
+    command = ["compile", "--device", "beaglebone-black", "--target", "tflite", "-o", str(tmp_path / "out")]
+    assert call([*command, "--scheme", "float16", "--no-emulate"]) == 2
+    said = capsys.readouterr().err
+    assert "cannot run float16 with tflite" in said and "need vfpv4, which a cortex-a8 lacks" in said
+    assert not (tmp_path / "out").exists()
+    pytest.importorskip("ai_edge_litert", reason="needs the extra: pip install 'edgeopt[tflite]'")
+    assert call([*command, "--limit", "20", "--no-emulate"]) == 0
+    assert open_artifact(tmp_path / "out").parts["model"]["precision"] == "static-int8"
+
+
+@pytest.mark.parametrize(("core", "lacking"), [("cortex-a9", "vfpv4"), ("cortex-a53", None)])
+def test_a_core_of_armv8_has_all_extensions_of_armv7(core: str, lacking: str | None) -> None:
+    device = load_device("beaglebone-black")
+    cluster = device.cpu.clusters[0].model_copy(update={"core": core})
+    cpu = device.cpu.model_copy(update={"clusters": [cluster]})
+    assert load_platform(device.model_copy(update={"cpu": cpu}), "tflite").lacking == lacking
+
+
 def test_a_profile_of_ones_own_is_loaded_by_its_path(tmp_path: Path) -> None:
     path = tmp_path / "board.yaml"
     path.write_text(GOOD, encoding="utf-8")

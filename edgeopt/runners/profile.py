@@ -58,6 +58,7 @@ PARTS = {
 
 EXTENSIONS = {
     "neon": ("asimd", "neon"),
+    "vfpv4": ("vfpv4",),
     "fp16": ("asimdhp",),
     "dotprod": ("asimddp",),
     "i8mm": ("i8mm",),

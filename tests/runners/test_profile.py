@@ -89,7 +89,8 @@ def test_a_core_that_nobody_knows_is_said_to_be_estimated(tmp_path: Path) -> Non
 
 def test_a_32_bit_system_and_a_small_computer(tmp_path: Path) -> None:
     old = board(*[("0xc07", "half thumb neon vfpv4", 900_000_000)] * 4, machine="armv7l")
-    assert written(tmp_path, old).cpu.arch == "armv7"
+    device = written(tmp_path, old)
+    assert (device.cpu.arch, device.cpu.clusters[0].isa) == ("armv7", ["neon", "vfpv4"])
     block = "processor : {}\nflags : fpu sse4_2 avx2 fma\ncpu MHz : {}\n\n"
     flags = block.format(0, 2004.3) + block.format(1, 1999.8)
     pc = board(machine="x86_64", cpuinfo=flags, cpus=[], model="", compatible=[""])

@@ -45,8 +45,6 @@ _HWCAPS = (
 """Linux's words for extensions (Documentation/arm64/elf_hwcaps.rst); those of Armv8.2 come with fp16."""
 
 _HWCAPS_32 = "half thumb fastmult vfp edsp neon vfpv3 tls vfpd32"
-_FUSED_32 = ("cortex-a7", "cortex-a15", "cortex-a17")
-"""Cores of Armv7 with fused multiply-adds and divisions; the A8 and A9 are without."""
 
 WAYS = (4, 16, 16)
 """Ways of the three levels of caches: what most of Arm's cores have; profiles do not say."""
@@ -150,7 +148,7 @@ def files(device: Device, core: Emulated) -> dict[str, str]:
     variant, revision = REVISIONS.get(core.shown, (1, 0))
     implementer, part = core.part
     if core.arch == "armv7":
-        features = _HWCAPS_32 + (" vfpv4 idiva idivt lpae" if core.cpu in _FUSED_32 else "")
+        features = _HWCAPS_32 + (" vfpv4 idiva idivt lpae" if "vfpv4" in core.isa else "")
     else:
         features = " ".join(words for word, words in _HWCAPS if not word or word in core.isa)
     block = (
