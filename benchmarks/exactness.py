@@ -1,9 +1,10 @@
 """How exact the exact passes are.
 
-    python benchmarks/exactness.py nodes [--step N]      ONNX's own node tests through every exact pass
-    python benchmarks/exactness.py zoo FOLDER            every model of a folder through every exact pass
+    python -m benchmarks.exactness nodes [--step N]      ONNX's own node tests through every exact pass
+    python -m benchmarks.exactness models                ONNX's own model tests, as far as they ship
+    python -m benchmarks.exactness zoo FOLDER            every model of a folder through every exact pass
 
-A node test counts where onnxruntime runs it as it is. For the models it prints nodes before and after,
+A test counts where onnxruntime runs it as it is. For the models it prints nodes before and after,
 CPU seconds with all proofs, and the largest deviation of any output relative to its largest magnitude.
 """
 
@@ -14,13 +15,14 @@ import collections
 import os
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
+from onnx import numpy_helper
 
 from edgeopt import passes
 from edgeopt.errors import RuntimeFailure
@@ -47,6 +49,28 @@ def node_cases(step: int = 1) -> Iterator[tuple[str, onnx.ModelProto, Mapping[st
         for inputs, _ in (case.data_sets or [])[:1]:
             names = [value.name for value in case.model.graph.input]
             yield case.name, case.model, dict(zip(names, inputs, strict=False))
+
+
+def model_cases() -> Iterator[tuple[str, onnx.ModelProto, Mapping[str, Any]]]:
+    """Yields the model tests that ship with ONNX: small ones, torch's, and light forms of real networks."""
+    from onnx.backend.test.loader import load_model_tests
+
+    for kind in ("simple", "pytorch-converted", "pytorch-operator"):
+        for case in load_model_tests(kind=kind):
+            folder = Path(case.model_dir)
+            model = onnx.load(folder / "model.onnx")
+            stored = sorted(folder.glob("test_data_set_0/input_*.pb"), key=lambda path: int(path.stem[6:]))
+            feeds = {}
+            for given, path in zip(model.graph.input, stored, strict=False):
+                if not given.type.HasField("tensor_type"):
+                    break
+                feeds[given.name] = numpy_helper.to_array(onnx.TensorProto.FromString(path.read_bytes()))
+            yield case.name, model, feeds
+    for path in sorted((Path(onnx.__file__).parent / "backend/test/data/light").glob("*.onnx")):
+        model = onnx.load(path)
+        given = [value for value in ir.from_proto(model).graph.inputs if not value.is_initializer()]
+        drawn = {value.name or "": seeds.array(value, {}, 0) for value in given}
+        yield path.stem, model, {name: numbers for name, numbers in drawn.items() if numbers is not None}
 
 
 def differences(
@@ -110,10 +134,10 @@ def same(expected: Sequence[Any], got: Sequence[Any]) -> bool:
     return True
 
 
-def nodes(step: int) -> int:
-    """Runs the node tests and prints what differs; returns how many do."""
+def check(cases: Iterable[tuple[str, onnx.ModelProto, Mapping[str, Any]]]) -> int:
+    """Runs tests and prints what differs; returns how many do."""
     counts: collections.Counter[str] = collections.Counter()
-    for name, model, feeds in node_cases(step):
+    for name, model, feeds in cases:
         found = differences(model, feeds, PASSES)
         if found is None:
             counts["not run by onnxruntime, or random"] += 1
@@ -161,13 +185,13 @@ def deviation(before: ir.Model, after: ir.Model, seed: int = 1) -> float:
 def main() -> None:
     """Runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("what", choices=["nodes", "zoo"])
+    parser.add_argument("what", choices=["nodes", "models", "zoo"])
     parser.add_argument("folder", nargs="?", default=os.environ.get("EDGEOPT_ZOO", "../shared/zoo"))
     parser.add_argument("--step", type=int, default=1, help="only every N-th node test")
     arguments = parser.parse_args()
     if arguments.what == "zoo":
         zoo(Path(arguments.folder))
-    elif nodes(arguments.step):
+    elif check(node_cases(arguments.step) if arguments.what == "nodes" else model_cases()):
         raise SystemExit(1)
 
 
