@@ -1,3 +1,4 @@
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -81,7 +82,7 @@ def test_every_device_is_shown_and_predicted_and_every_set_of_rules_compiles(
         assert call(["devices", "show", name]) == 0
         assert ("no published run" in capsys.readouterr().out) == (coverage(platform) is not None)
         rules = (platform.runtime.target, platform.rules.digest)
-        if rules not in compiled:
+        if rules not in compiled and (platform.runtime.target != "tflite" or find_spec("ai_edge_litert")):
             compiled.add(rules)
             assert call(["compile", str(path), "--device", name, "-o", str(tmp_path / name)]) == 0, name
             assert open_artifact(tmp_path / name).manifest["device"] == name

@@ -96,8 +96,7 @@ def call(arguments: list[str] | None = None) -> int:
         fail(error.format_message())
         return 2
     except (KeyboardInterrupt, click.Abort):
-        fail("interrupted; nothing was left half-written")
-        return 130
+        return _interrupted()
     except MemoryError:
         fail("out of memory")
         return 3
@@ -106,6 +105,8 @@ def call(arguments: list[str] | None = None) -> int:
         fail(f"{error.strerror or error}{place}")
         return 2
     except Exception as error:
+        if _by_interrupt(error):
+            return _interrupted()
         if os.environ.get("EDGEOPT_DEBUG"):
             raise
         fail(
@@ -113,6 +114,18 @@ def call(arguments: list[str] | None = None) -> int:
             "  try: run again with EDGEOPT_DEBUG=1 for the traceback, and report it"
         )
         return 3
+
+
+def _interrupted() -> int:
+    fail("interrupted; nothing was left half-written")
+    return 130
+
+
+def _by_interrupt(error: BaseException | None) -> bool:
+    """Whether an interrupt stands behind an error, as when it strikes while a compiled module is imported."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 _SPELLINGS = {"µ": "u", "≤": "<=", "≥": ">=", "±": "+-", "→": "->", "×": "x"}

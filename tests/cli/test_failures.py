@@ -20,6 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgeopt import example
 from edgeopt.artifact import open_artifact
+from edgeopt.cli import call, cli
 
 Edgeopt = Callable[..., Any]
 DEVICE = ("--device", "raspberry-pi-4")
@@ -223,3 +224,16 @@ def test_an_interrupted_run_leaves_the_output_absent_or_whole(tmp_path: Path, ho
     assert start().wait() == 0
     open_artifact(where / "out").verify()
     assert [path.name for path in where.iterdir()] == ["out"]
+
+
+def test_an_interrupt_while_a_compiled_module_is_imported_is_an_interrupt(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Such modules turn it into an ImportError."""
+
+    def struck(*_: object, **__: object) -> int:
+        raise ImportError("initialization failed") from KeyboardInterrupt()
+
+    monkeypatch.setattr(cli, "main", struck)
+    assert call(["devices", "list"]) == 130
+    assert "interrupted" in capsys.readouterr().err
