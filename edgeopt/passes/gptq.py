@@ -309,6 +309,8 @@ def _choose(
     """Tries how far to go, and keeps per channel what leaves the least error on the held-out rows."""
     quantizer = state.params[state.weights[product.weight]][0]
     low, high = integer_range(quantizer.dtype)
+    if quantizer.axis is not None and quantizer.axis % weight.ndim != int(product.transposed):
+        return False  # scales of the columns, as where only the file is to be smaller
     square, cross = fit.about_means(free=free)
     stable = damped(square, damping)
     assert quantizer.scale is not None

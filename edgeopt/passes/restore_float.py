@@ -68,7 +68,8 @@ class RestoreFloat(Pass):
         details: dict[str, object] = {"fidelity": _figure(before), "threshold": self.fidelity}
         if before >= self.fidelity:
             return Change(details=details)  # faithful enough: nothing to put back
-        ranked = trial.ranked(context)
+        sensitivity = trial.ranked(context)
+        ranked = list(sensitivity)
         count, after = trial.fewest(ranked, self.fidelity)
         chosen = [layer for layer in ranked[:count] if context.allow(self.name, layer)]
         remaining = without(plain, params, chosen)
@@ -84,7 +85,11 @@ class RestoreFloat(Pass):
         ]
         if after < self.fidelity:
             notes.append(f"the model does not reach {self.fidelity:g} dB in int8, whatever stays in float")
-        details |= {"restored": shown, "fidelity_after": _figure(after)}
+        ranking = [
+            ((original_names(nodes[layer]) or (layer,))[0], _figure(value))
+            for layer, value in sensitivity.items()
+        ]
+        details |= {"restored": shown, "fidelity_after": _figure(after), "ranking": ranking}
         return Change(
             summary=f"{len(chosen)} layers back to float, {before:.1f} -> {after:.1f} dB",
             rewrites=[Rewrite(self.name, originals[layer][0], originals[layer]) for layer in chosen],
@@ -163,8 +168,8 @@ class _Trial:
             value = fidelity.compare(self.reference.run, executor.run, self.calls(count)).value
         return fidelity.LIMIT if value is None else value
 
-    def ranked(self, context: Context) -> list[str]:
-        """Returns the layers, the most sensitive first."""
+    def ranked(self, context: Context) -> dict[str, float]:
+        """Returns the layers, the most sensitive first, with the fidelity in dB of each alone in int8."""
         names = layers(self.plain, self.params)
         if len(names) > MOST_LAYERS:
             names = names[: MOST_LAYERS // 2] + names[-MOST_LAYERS // 2 :]
@@ -172,7 +177,7 @@ class _Trial:
         for name in context.progress(names, "sensitivity of layers", len(names)):
             others = [layer for layer in layers(self.plain, self.params) if layer != name]
             noise[name] = self.fidelity(without(self.plain, self.params, others), RANKED_BY)
-        return sorted(names, key=lambda name: noise[name])
+        return dict(sorted(noise.items(), key=lambda item: item[1]))
 
     def fewest(self, ranked: list[str], threshold: float) -> tuple[int, float]:
         """Returns the smallest number of layers to put back, and the fidelity that gives."""

@@ -12,7 +12,7 @@ import pytest
 from edgeopt import fidelity, passes
 from edgeopt.errors import PassError, UserError
 from edgeopt.graph.execute import Executor
-from edgeopt.graph.quantization import read, strip
+from edgeopt.graph.quantization import QuantParams, Site, read, strip, write
 from edgeopt.passes import Change, Context, Facets, Pass
 from edgeopt.passes._least_squares import Moments, best_weights, residual, round_columns
 from edgeopt.passes._products import read_product
@@ -214,3 +214,23 @@ def test_rows_times_weights_are_a_convolution(
     found = np.einsum("gnk,gok->gno", product.rows(x, output.shape, positions), product.matrix(weight))
     np.testing.assert_allclose(found, product.outputs(output, positions), rtol=1e-4, atol=1e-4)
     np.testing.assert_array_equal(product.unmatrix(product.matrix(weight), weight.shape), weight)
+
+
+def test_weights_with_scales_along_their_columns_stay_as_they_are() -> None:
+    """As a Gemm has them whose product stays float, so that only the file becomes smaller."""
+    net = Net(["n", 16])
+    generator = np.random.default_rng(3)
+    first = net.constant(generator.standard_normal((16, 32)).astype(np.float32))
+    hidden = net.add("Relu", net.add("Gemm", net.x, first))
+    second = net.constant(generator.standard_normal((32, 8)).astype(np.float32))
+    original = net.model(net.add("Gemm", hidden, second))
+    samples = rows((16,), 64)
+    model = original.clone()
+    weight = next(iter(model.graph.initializers.values()))
+    assert weight.const_value is not None and weight.name
+    steps = np.abs(weight.const_value.numpy()).max(1) / np.float32(127)
+    write(model, {Site(weight.name): [QuantParams(ir.DataType.INT8, steps, None, 0)]})
+    before = read(model)
+    change = apply("gptq", model, samples, original)
+    assert not change.rewrites
+    assert read(model) == before

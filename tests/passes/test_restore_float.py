@@ -1,0 +1,51 @@
+"""Putting back to float the layers that int8 harms most."""
+
+from __future__ import annotations
+
+import numpy as np
+from networks import residual_net, rows
+
+from edgeopt import fidelity, passes
+from edgeopt.graph.execute import Executor
+from edgeopt.graph.quantization import QuantParams, read, strip, write
+from edgeopt.passes import Context, Facets
+from edgeopt.passes.restore_float import RestoreFloat, layers
+
+
+def test_the_layer_that_is_harmed_goes_back_and_the_others_stay() -> None:
+    original = residual_net()
+    facets = Facets(calibration=rows((3, 8, 8)), validation=rows((3, 8, 8), 20, 2))
+    model = original.clone()
+    passes.make("static-int8", {"observer": "min-max"}).apply(model, Context(facets))
+    params = read(model)
+    strip(model)
+    weights = [site for site in params if site.value in model.graph.initializers]
+    (link,) = params[weights[0]]
+    assert link.scale is not None
+    params[weights[0]] = [QuantParams(link.dtype, link.scale * np.float32(100), link.zero_point, link.axis)]
+    write(model, params)
+    harmed = next(
+        node.name
+        for node in original.graph
+        if any(value is not None and value.name == weights[0].value for value in node.inputs)
+    )
+    count = len(layers(original, read(model)))
+    change = RestoreFloat(fidelity=35.0).apply(model, Context(facets))
+    assert change.details["restored"] == [harmed]
+    assert len(layers(original, read(model))) == count - 1
+    ranking = change.details["ranking"]
+    assert ranking[0][0] == harmed
+    assert [decibels for _, decibels in ranking] == sorted(decibels for _, decibels in ranking)
+    with Executor(original) as one, Executor(model) as two:
+        value = fidelity.compare(one.run, two.run, rows((3, 8, 8), 40, 7).feeds(8)).value
+    assert value is not None and value > 34
+
+
+def test_what_is_faithful_enough_stays_as_it_is() -> None:
+    model = residual_net()
+    facets = Facets(calibration=rows((3, 8, 8)), validation=rows((3, 8, 8), 20, 2))
+    passes.make("static-int8", {"observer": "min-max"}).apply(model, Context(facets))
+    before = read(model)
+    change = RestoreFloat(fidelity=15.0).apply(model, Context(facets))
+    assert not change.rewrites
+    assert read(model) == before
