@@ -128,6 +128,13 @@ class Gptq(Pass):
             before, after = change.details["fidelity"], change.details["fidelity_after"]
             change.summary += f", {before:.1f} -> {after:.1f} dB" if count else ""
         if count:
+            solved = model.clone()
+            state.write(solved)
+            original = state.plain if context.teacher is None else context.teacher
+            before, after = (_overall(original, one, context.validation) for one in (model, solved))
+            if after < before:
+                reason = f"{before:.1f} dB became {after:.1f} on all validation samples"
+                return Change(summary=f"left as it is: {reason}", skipped=change.skipped)
             state.write(model)
         return change
 
@@ -208,6 +215,15 @@ class _Judge:
             for call, wanted in zip(self.calls, self.wanted, strict=True):
                 found.add(wanted, executor.run(call))
         return fidelity.LIMIT if found.value is None else found.value
+
+
+def _overall(original: ir.Model, model: ir.Model, samples: Samples | None) -> float:
+    """The fidelity to the original in dB over all validation samples, of which a few may decide."""
+    if samples is None or len(samples) == 0:
+        return 0.0
+    with Executor(original, optimize=True) as reference, Executor(model) as executor:
+        value = fidelity.compare(reference.run, executor.run, samples.feeds()).value
+    return fidelity.LIMIT if value is None else value
 
 
 def _samples(call: Mapping[str, np.ndarray]) -> int:
