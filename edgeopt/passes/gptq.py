@@ -13,7 +13,7 @@ each stretch of layers is kept where the model becomes more faithful on the vali
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -111,7 +111,9 @@ class Gptq(Pass):
         name_nodes(model)
         state = Forms.of(model, params)
         calls = _fitting(state.plain, data, self.samples)
-        judge = _Judge.of(state, context)
+        original = state.plain if context.teacher is None else context.teacher
+        judging = None if not context.validation else Calls.fitting(state.plain, context.validation, OVERALL)
+        judge = None if judging is None else _Judge.of(original, judging.for_trials(state.plain))
         if judge is not None and (twin := judge.decibels(state.plain)) < SAME:
             reason = f"its float form is only {twin:.0f} dB from the original"
             return Change(summary=f"left as it is: {reason}")
@@ -133,11 +135,12 @@ class Gptq(Pass):
         if count:
             solved = model.clone()
             state.write(solved)
-            original = state.plain if context.teacher is None else context.teacher
-            before, after = (_overall(original, one, context.validation) for one in (model, solved))
-            if after < before:
-                reason = f"{before:.1f} dB became {after:.1f} on more validation samples"
-                return Change(summary=f"left as it is: {reason}", skipped=change.skipped)
+            if judging is not None:
+                wide = _Judge.of(original, judging)
+                before, after = wide.decibels(model), wide.decibels(solved)
+                if after < before:
+                    reason = f"{before:.1f} dB became {after:.1f} on more validation samples"
+                    return Change(summary=f"left as it is: {reason}", skipped=change.skipped)
             state.write(model)
         return change
 
@@ -201,15 +204,11 @@ class _Judge:
     wanted: list[dict[str, np.ndarray]]
 
     @classmethod
-    def of(cls, state: Forms, context: Context) -> _Judge | None:
-        """Runs the original; ``None`` without validation samples."""
-        samples = context.validation
-        if samples is None or len(samples) == 0:
-            return None
-        original = state.plain if context.teacher is None else context.teacher
-        calls = list(Calls.fitting(state.plain, samples, 64).for_trials(state.plain))
+    def of(cls, original: ir.Model, calls: Iterable[dict[str, np.ndarray]]) -> _Judge:
+        """Runs the original."""
+        held = list(calls)
         with Executor(original, optimize=True) as executor:
-            return cls(calls, [executor.run(call) for call in calls])
+            return cls(held, [executor.run(call) for call in held])
 
     def decibels(self, model: ir.Model) -> float:
         """Returns the fidelity of a model to the original in dB."""
@@ -218,16 +217,6 @@ class _Judge:
             for call, wanted in zip(self.calls, self.wanted, strict=True):
                 found.add(wanted, executor.run(call))
         return fidelity.LIMIT if found.value is None else found.value
-
-
-def _overall(original: ir.Model, model: ir.Model, samples: Samples | None) -> float:
-    """The fidelity to the original in dB over many validation samples, of which a few may decide."""
-    if samples is None or len(samples) == 0:
-        return 0.0
-    calls = Calls.fitting(original, samples, OVERALL).for_trials(original)
-    with Executor(original, optimize=True) as reference, Executor(model) as executor:
-        value = fidelity.compare(reference.run, executor.run, calls).value
-    return fidelity.LIMIT if value is None else value
 
 
 def _samples(call: Mapping[str, np.ndarray]) -> int:
