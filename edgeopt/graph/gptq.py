@@ -254,40 +254,42 @@ def round_rows(
     low: int,
     high: int,
     damping: float = DAMPING,
+    order: np.ndarray | None = None,
 ) -> np.ndarray:
     """Rounds weights to a grid with the least squared error of the products' outputs.
 
     Rows that matter most are rounded first, while most others can still make good their error.
 
     Args:
-        weight: float [groups, K, N].
+        weight: float32 or float64 [groups, K, N]; all is computed in its type.
         second: Second moments of the rows multiplied, [groups, K, K].
         scale: Broadcasts to [groups, K, N]; positive.
         zero: Zero points, as the scale.
         low: The smallest integer.
         high: The largest.
         damping: Added to the diagonal of the moments, relative to its mean.
+        order: The order in which rows are rounded, [groups, K]; without it each group has its own, by its
+            second moments.
 
     Returns:
-        The integers as float32 [groups, K, N]; the rounded weight is ``(integers - zero) * scale``.
+        The integers, in the weight's type and shape; the rounded weight is ``(integers - zero) * scale``.
     """
     groups, size, _ = weight.shape
     scale = np.broadcast_to(scale, weight.shape)
     zero = np.broadcast_to(zero, weight.shape)
-    rows = weight.astype(np.float32)
-    hessian = second.astype(np.float64)
-    diagonal = np.einsum("gkk->gk", hessian)
-    order = np.argsort(-diagonal, axis=1, kind="stable")
+    hessian = second.astype(np.float64, copy=False)
+    if order is None:
+        order = np.argsort(-np.einsum("gkk->gk", hessian), axis=1, kind="stable")
     inverse_order = np.argsort(order, axis=1, kind="stable")
     index = np.arange(groups)[:, None]
-    rows = rows[index, order]
+    rows = weight[index, order]
     scales, zeros = scale[index, order], zero[index, order]
     hessian = hessian[index[:, :, None], order[:, :, None], order[:, None, :]]
-    factor = _factor(hessian, damping)
-    result = np.empty_like(rows)
+    factor = _factor(hessian, damping).astype(weight.dtype)
+    result: np.ndarray = np.empty_like(rows)
     for start in range(0, size, LAZY):
         end = min(start + LAZY, size)
-        errors = np.empty((groups, end - start, rows.shape[2]), np.float32)
+        errors = np.empty((groups, end - start, rows.shape[2]), weight.dtype)
         for row in range(start, end):
             integers = np.rint(rows[:, row] / scales[:, row]) + zeros[:, row]
             integers = np.clip(integers, low, high)
@@ -303,7 +305,7 @@ def round_rows(
 
 
 def _factor(hessian: np.ndarray, damping: float) -> np.ndarray:
-    """Returns the upper triangular U with U^T U = H^-1, float32 [groups, K, K]."""
+    """Returns the upper triangular U with U^T U = H^-1, float64 [groups, K, K]."""
     size = hessian.shape[1]
     diagonal = np.einsum("gkk->gk", hessian)
     mean = diagonal.mean(1)
@@ -311,7 +313,7 @@ def _factor(hessian: np.ndarray, damping: float) -> np.ndarray:
     damped = hessian + (damping * mean)[:, None, None] * np.eye(size)
     damped[:, np.arange(size), np.arange(size)] += np.where(diagonal <= 0, mean[:, None], 0.0)
     lower: np.ndarray = np.linalg.cholesky(np.linalg.inv(damped))
-    return lower.transpose(0, 2, 1).astype(np.float32)
+    return lower.transpose(0, 2, 1)
 
 
 def search_scales(

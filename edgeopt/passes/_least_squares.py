@@ -20,8 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-COLUMNS = 96
-"""Columns that are rounded before their errors go on to all columns behind them."""
+from edgeopt.graph.gptq import round_rows
 
 SHRINK = (1.0, 0.97, 0.94, 0.9, 0.85, 0.8, 0.7)
 """Shares of a channel's extremes that its scale may represent."""
@@ -135,26 +134,11 @@ def round_columns(
     Returns:
         Weights on the grid, float64 [groups, outputs, columns].
     """
-    order = np.argsort(-np.einsum("gkk->gk", square).sum(0), kind="stable")  # what matters most first
-    work = weight[:, :, order].copy()
-    inverse = np.linalg.inv(square[:, order][:, :, order])
-    upper = np.swapaxes(np.linalg.cholesky((inverse + np.swapaxes(inverse, 1, 2)) / 2), 1, 2)
-    grid = np.empty_like(work)
-    count = work.shape[-1]
-    for start in range(0, count, COLUMNS):
-        end = min(start + COLUMNS, count)
-        losses = np.zeros((*work.shape[:2], end - start))
-        for column in range(start, end):
-            row = upper[:, column, column:]
-            rounded = np.clip(np.rint(work[:, :, column] / steps), low, high) * steps
-            loss = (work[:, :, column] - rounded) / row[:, :1]
-            grid[:, :, column] = rounded
-            work[:, :, column:end] -= loss[:, :, None] * row[:, None, : end - column]
-            losses[:, :, column - start] = loss
-        work[:, :, end:] -= losses @ upper[:, start:end, end:]
-    result = np.empty_like(grid)
-    result[:, :, order] = grid
-    return result
+    moments = np.einsum("gkk->gk", square).sum(0)  # groups together: what matters most first
+    order = np.broadcast_to(np.argsort(-moments, kind="stable"), (len(weight), weight.shape[2]))
+    rows, scale = np.swapaxes(weight, 1, 2), steps[:, None]
+    integers = round_rows(rows, square, scale, np.zeros_like(scale), low, high, damping=0.0, order=order)
+    return np.swapaxes(integers * scale, 1, 2)
 
 
 def residual(change: np.ndarray, shift: np.ndarray, moments: Moments) -> np.ndarray:
