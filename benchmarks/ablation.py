@@ -13,21 +13,19 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping
 from itertools import islice
 
-import numpy as np
 import onnx_ir as ir
 
 from benchmarks.zoo.models import ENTRIES, open_entry
-from edgeopt import fidelity, passes
+from edgeopt import passes
 from edgeopt.data.evaluation import unseal
-from edgeopt.graph.execute import Executor
 from edgeopt.graph.opset import raise_opset
 from edgeopt.harness import record_calls
 from edgeopt.load import load
 from edgeopt.optimization import EXACT
 from edgeopt.passes import Context, Facets, Pass, Plan
+from edgeopt.passes._judge import Judge
 from edgeopt.passes.base import Entry, Samples
 from edgeopt.platform import load_platform
 
@@ -35,23 +33,6 @@ CALLS = 125
 """Calls of evaluation data at most, of up to eight samples."""
 
 VALIDATION_CALLS = 12
-
-
-class Judge:
-    """The original's outputs on some calls, to compare models with."""
-
-    def __init__(self, original: ir.Model, calls: Iterable[Mapping[str, np.ndarray]]) -> None:
-        self.calls = list(calls)
-        with Executor(original, optimize=True) as executor:
-            self.wanted = [executor.run(call) for call in self.calls]
-
-    def decibels(self, model: ir.Model) -> float:
-        """Returns the fidelity of a model in dB."""
-        found = fidelity.Fidelity()
-        with Executor(model) as executor:
-            for call, wanted in zip(self.calls, self.wanted, strict=True):
-                found.add(wanted, executor.run(call))
-        return fidelity.LIMIT if found.value is None else found.value
 
 
 def measure(name: str, device: str, effort: str) -> None:
@@ -70,8 +51,8 @@ def measure(name: str, device: str, effort: str) -> None:
         rules = load_platform(device, "onnxruntime").rules
         facets = Facets(rules=rules, calibration=parts[0][part], validation=parts[1][part], teacher=original)
         judges = (
-            Judge(original, islice(parts[1][part].feeds(8), VALIDATION_CALLS)),
-            Judge(original, islice(parts[2][part].feeds(8), CALLS)),
+            Judge.of(original, islice(parts[1][part].feeds(8), VALIDATION_CALLS)),
+            Judge.of(original, islice(parts[2][part].feeds(8), CALLS)),
         )
         shown = name if len(sessions) == 1 else f"{name} ({part})"
         model = original.clone()

@@ -93,6 +93,11 @@ class Fidelity:
         return decibels(float(signal.sum()), float(noise.sum())) if self.counted else None
 
     @property
+    def figure(self) -> float:
+        """The fidelity over all outputs in dB; ``LIMIT`` where there is nothing to compare."""
+        return LIMIT if self.value is None else self.value
+
+    @property
     def per_output(self) -> dict[str, float]:
         """The fidelity of each output in dB."""
         return {

@@ -99,8 +99,7 @@ def worth(model: ir.Model, params: Parameters, calls: Calls) -> float:
     quantized = model.clone()
     write(quantized, params)
     with Executor(model, optimize=True) as reference, Executor(quantized) as executor:
-        value = fidelity.compare(reference.run, executor.run, calls).value
-    return fidelity.LIMIT if value is None else value
+        return fidelity.compare(reference.run, executor.run, calls).figure
 
 
 def calibrate(

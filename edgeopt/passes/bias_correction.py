@@ -26,10 +26,8 @@ from edgeopt.graph.names import name_nodes, original_names
 from edgeopt.graph.placement import is_constant
 from edgeopt.graph.quantization import read, strip
 from edgeopt.passes._calibration import Calls
+from edgeopt.passes._judge import estranged
 from edgeopt.passes.base import Context, Facet, Keeps, Pass, Stage
-
-SAME = 50.0
-"""From this fidelity in dB on the float form computes what the original does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +86,7 @@ class BiasCorrection(Pass):
         calls = Calls.fitting(plain, data, self.samples).for_trials(plain)
         original = plain if context.teacher is None else context.teacher
         judging = None if not context.validation else Calls(context.validation, calls.batch, calls.limit)
-        if judging is not None and (twin := _worth(original, plain, judging)) < SAME:
-            reason = f"its float form is only {twin:.0f} dB from the original"
+        if judging is not None and (reason := estranged(_worth(original, plain, judging))):
             return Change(summary=f"left as it is: {reason}", skipped=skipped)
         before = None if judging is None else _worth(original, model, judging)
         tapped = {layer: nodes[layer.node].outputs[0].name or "" for layer in chosen}
@@ -171,5 +168,4 @@ def _means(
 
 def _worth(original: ir.Model, model: ir.Model, calls: Iterable[dict[str, np.ndarray]]) -> float:
     with Executor(original, optimize=True) as reference, Executor(model) as executor:
-        value = fidelity.compare(reference.run, executor.run, calls).value
-    return fidelity.LIMIT if value is None else value
+        return fidelity.compare(reference.run, executor.run, calls).figure

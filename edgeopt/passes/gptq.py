@@ -13,22 +13,21 @@ each stretch of layers is kept where the model becomes more faithful on the vali
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
 
-from edgeopt import fidelity
 from edgeopt.errors import PassError, RuntimeFailure, UserError
 from edgeopt.graph.change import Change, Rewrite, Skipped
-from edgeopt.graph.execute import Executor
 from edgeopt.graph.names import name_nodes, original_names
 from edgeopt.graph.observers import activation_bytes
 from edgeopt.graph.quantization import integer_range, read
 from edgeopt.passes._calibration import Calls
 from edgeopt.passes._forms import Forms
+from edgeopt.passes._judge import Judge, estranged
 from edgeopt.passes._least_squares import (
     Moments,
     best_weights,
@@ -66,9 +65,6 @@ ROUGH_BIAS = 2.0**30
 
 OVERALL = 256
 """Validation samples that all solved layers together must gain on; stretches are judged on fewer."""
-
-SAME = 50.0
-"""From this fidelity in dB on the float form computes what the original does."""
 
 
 @dataclass(frozen=True)
@@ -113,9 +109,8 @@ class Gptq(Pass):
         calls = _fitting(state.plain, data, self.samples)
         original = state.plain if context.teacher is None else context.teacher
         judging = None if not context.validation else Calls.fitting(state.plain, context.validation, OVERALL)
-        judge = None if judging is None else _Judge.of(original, judging.for_trials(state.plain))
-        if judge is not None and (twin := judge.decibels(state.plain)) < SAME:
-            reason = f"its float form is only {twin:.0f} dB from the original"
+        judge = None if judging is None else Judge.of(original, judging.for_trials(state.plain))
+        if judge is not None and (reason := estranged(judge.decibels(state.plain))):
             return Change(summary=f"left as it is: {reason}")
         feeds = list(calls)
         lanes = (lane(state.plain, feeds), lane(state.simulated, feeds))
@@ -136,7 +131,7 @@ class Gptq(Pass):
             solved = model.clone()
             state.write(solved)
             if judging is not None:
-                wide = _Judge.of(original, judging)
+                wide = Judge.of(original, judging)
                 before, after = wide.decibels(model), wide.decibels(solved)
                 if after < before:
                     reason = f"{before:.1f} dB became {after:.1f} on more validation samples"
@@ -145,7 +140,7 @@ class Gptq(Pass):
         return change
 
     def _solved(
-        self, state: Forms, lanes: tuple[Lane, Lane], judge: _Judge | None, context: Context
+        self, state: Forms, lanes: tuple[Lane, Lane], judge: Judge | None, context: Context
     ) -> Change:
         """Goes through both models and solves product after product.
 
@@ -189,34 +184,6 @@ class Gptq(Pass):
         if judge is not None:
             change.details["fidelity_after"] = round(best, 2)
         return change
-
-
-@dataclass(slots=True)
-class _Judge:
-    """Compares models with the original on the validation samples.
-
-    Attributes:
-        calls: The inputs of every call.
-        wanted: The original's outputs.
-    """
-
-    calls: list[dict[str, np.ndarray]]
-    wanted: list[dict[str, np.ndarray]]
-
-    @classmethod
-    def of(cls, original: ir.Model, calls: Iterable[dict[str, np.ndarray]]) -> _Judge:
-        """Runs the original."""
-        held = list(calls)
-        with Executor(original, optimize=True) as executor:
-            return cls(held, [executor.run(call) for call in held])
-
-    def decibels(self, model: ir.Model) -> float:
-        """Returns the fidelity of a model to the original in dB."""
-        found = fidelity.Fidelity()
-        with Executor(model) as executor:
-            for call, wanted in zip(self.calls, self.wanted, strict=True):
-                found.add(wanted, executor.run(call))
-        return fidelity.LIMIT if found.value is None else found.value
 
 
 def _samples(call: Mapping[str, np.ndarray]) -> int:

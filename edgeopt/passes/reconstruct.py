@@ -37,6 +37,7 @@ from edgeopt.graph.names import name_nodes, original_names
 from edgeopt.graph.placement import is_constant
 from edgeopt.graph.quantization import read as read_quantization
 from edgeopt.passes._blocks import Block, find_blocks
+from edgeopt.passes._judge import estranged
 from edgeopt.passes._training import Schedule, find_trainable, set_initializers, train
 from edgeopt.passes.base import Context, Facet, Keeps, Pass, Samples, Stage
 from edgeopt.passes.gptq import Gptq
@@ -55,9 +56,6 @@ PASSES = 3
 
 MOST_ITERATIONS = 400
 LEAST_ITERATIONS = 20
-
-SAME = 50.0
-"""From this fidelity in dB on the float form computes what the original does."""
 
 
 @dataclass(frozen=True)
@@ -119,8 +117,7 @@ class Reconstruct(Pass):
             trial = _Trial.of(model, context, self)
         except ModelError as refusal:
             return Change(summary="left as it is", notes=[f"training is not possible: {refusal.message}"])
-        if (twin := trial.twin()) < SAME:
-            reason = f"its float form is only {twin:.0f} dB from the original"
+        if reason := estranged(trial.twin()):
             return Change(summary=f"left as it is: {reason}")
         change = Change()
         before = best = trial.fidelity()
@@ -350,7 +347,7 @@ class _Trial:
         with torch.no_grad():
             got = Segment(self.model, quantized=False)(self.judging[0])
         result.add(self.wanted[0], {name: to_numpy(tensor) for name, tensor in got.items()})
-        return fidelity.LIMIT if result.value is None else result.value
+        return result.figure
 
     def fidelity(self) -> float:
         """Runs the rest of the model, from the place reached, on the validation samples."""
@@ -362,7 +359,7 @@ class _Trial:
             for values, wanted in zip(self.judging, self.wanted, strict=True):
                 got = {name: to_numpy(tensor) for name, tensor in segment(values).items()}
                 result.add(wanted, got)
-        return fidelity.LIMIT if result.value is None else result.value
+        return result.figure
 
     def advance(self, block: Block) -> None:
         """Moves all values behind the block, and forgets those that nothing reads any more."""

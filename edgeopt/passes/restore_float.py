@@ -165,8 +165,7 @@ class _Trial:
         model = self.plain.clone()
         write(model, params)
         with Executor(model) as executor:
-            value = fidelity.compare(self.reference.run, executor.run, self.calls(count)).value
-        return fidelity.LIMIT if value is None else value
+            return fidelity.compare(self.reference.run, executor.run, self.calls(count)).figure
 
     def ranked(self, context: Context) -> dict[str, float]:
         """Returns the layers, the most sensitive first, with the fidelity in dB of each alone in int8."""
