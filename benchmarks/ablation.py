@@ -66,13 +66,13 @@ def measure(name: str, device: str, effort: str) -> None:
         assert isinstance(plan, Plan)
         ledger: list[Entry] = []
         while (following := plan.next(model, Context(facets, plan.reads), ledger)) is not None:
-            change = _apply(following, model, facets, judges, shown, following.name)
-            ledger.append(Entry(following, change, model))
+            change, seconds = _apply(following, model, facets, judges, shown, following.name)
+            ledger.append(Entry(following, change, model, seconds))
 
 
 def _apply(
     step: object, model: ir.Model, facets: Facets, judges: tuple[Judge, Judge], shown: str, title: str
-) -> passes.Change:
+) -> tuple[passes.Change, float]:
     assert isinstance(step, Pass)
     start = time.process_time()
     change = step.apply(model, Context(facets, step.reads))
@@ -84,7 +84,7 @@ def _apply(
             f"| {shown} | {title} | {figures[0]} | {figures[1]} | {seconds:.1f} | {change.summary} |",
             flush=True,
         )
-    return change
+    return change, seconds
 
 
 def main() -> None:

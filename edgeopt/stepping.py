@@ -95,7 +95,7 @@ class Stepper:
             if chosen is None:
                 return
             step = self._take(state, chosen)
-            ledger.append(Entry(chosen, step.change, step.state.model))
+            ledger.append(Entry(chosen, step.change, step.state.model, step.cpu_seconds))
             state = step.state
             yield step
 

@@ -27,6 +27,9 @@ from edgeopt.platform import QuantizationRules, TensorRule
 METHODS: tuple[Method, ...] = ("mse", "min-max")
 """How ranges of activations are tried where the observer is to be chosen."""
 
+WORTH = 0.1
+"""dB on the validation samples that a step must bring to be kept."""
+
 BATCH = 8
 """Samples per call of the calibration, where the model takes several and memory allows it."""
 

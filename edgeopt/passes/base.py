@@ -235,11 +235,20 @@ class Pass(Options, ABC):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A step of the ledger, as a plan sees it: the pass that ran and what came of it."""
+    """A step of the ledger, as a plan sees it: the pass that ran and what came of it.
+
+    Attributes:
+        step: The pass.
+        change: What it did.
+        model: The model after it.
+        cpu_seconds: Processor time when it was computed, also where it now came from the store, so that a
+            resumed plan ends where an uninterrupted one does.
+    """
 
     step: Pass
     change: Change
     model: ir.Model
+    cpu_seconds: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from edgeopt.graph.execute import Executor
 from edgeopt.graph.names import name_nodes, original_names
 from edgeopt.graph.placement import is_constant
 from edgeopt.graph.quantization import read, strip
-from edgeopt.passes._calibration import Calls
+from edgeopt.passes._calibration import WORTH, Calls
 from edgeopt.passes._judge import estranged
 from edgeopt.passes.base import Context, Facet, Keeps, Pass, Stage
 
@@ -105,7 +105,7 @@ class BiasCorrection(Pass):
         if judging is not None and before is not None:
             after = _worth(original, model, judging)
             details |= {"fidelity": round(before, 2), "fidelity_after": round(after, 2)}
-            if after <= before:
+            if after < before + WORTH:
                 for bias, tensor in old.items():
                     model.graph.initializers[bias].const_value = tensor
                 reason = f"not kept: {before:.1f} dB became {after:.1f} on the validation samples"

@@ -27,7 +27,7 @@ from edgeopt.graph.change import Change, NoMatch, Rewrite, Skipped
 from edgeopt.graph.names import name_nodes, original_names
 from edgeopt.graph.observers import channel_maxima
 from edgeopt.graph.placement import is_constant
-from edgeopt.passes._calibration import Calls, calibrate, scales, worth
+from edgeopt.passes._calibration import WORTH, Calls, calibrate, scales, worth
 from edgeopt.passes._rules import kept, quantization_rules
 from edgeopt.passes.base import Context, Facet, Keeps, Pass, Stage
 from edgeopt.platform import QuantizationRules
@@ -139,7 +139,7 @@ class EqualizeChannels(Pass):
         for alpha in context.progress(ALPHAS, "equalization", len(ALPHAS)):
             arrays = equalize(pairs, seen, alpha)
             value = judged[f"{alpha:g}"] = _trial(model, arrays, rules, keep, calls, judging)
-            if value > highest:
+            if value > highest and value >= judged["none"] + WORTH:
                 highest, best = value, (alpha, arrays)
         return best, {name: round(value, 2) for name, value in judged.items()}
 

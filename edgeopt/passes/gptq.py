@@ -25,7 +25,7 @@ from edgeopt.graph.change import Change, Rewrite, Skipped
 from edgeopt.graph.names import name_nodes, original_names
 from edgeopt.graph.observers import activation_bytes
 from edgeopt.graph.quantization import integer_range, read
-from edgeopt.passes._calibration import Calls
+from edgeopt.passes._calibration import WORTH, Calls
 from edgeopt.passes._forms import Forms
 from edgeopt.passes._judge import Judge, estranged
 from edgeopt.passes._least_squares import (
@@ -133,9 +133,10 @@ class Gptq(Pass):
             if judging is not None:
                 wide = Judge.of(original, judging)
                 before, after = wide.decibels(model), wide.decibels(solved)
-                if after < before:
+                change.details |= {"overall": round(before, 2), "overall_after": round(after, 2)}
+                if after < before + WORTH:
                     reason = f"{before:.1f} dB became {after:.1f} on more validation samples"
-                    return Change(summary=f"left as it is: {reason}", skipped=change.skipped)
+                    return Change(f"left as it is: {reason}", skipped=change.skipped, details=change.details)
             state.write(model)
         return change
 

@@ -3,13 +3,17 @@
 With calibration data the scheme is static int8. Before it the ranges of channels are made alike, which is
 exact; after it weights and biases are solved for, layer by layer in closed form, which costs two runs over
 the data, or trained where more effort is asked for; last the layers that int8 hurts most return to float
-where even that was not enough. Every step keeps only what gains on the validation samples. Without data,
-models made of matrix products get dynamic int8 where the runtime has it, others 8-bit weights.
+where even that was not enough. Every step keeps only what gains on the validation samples.
+
+Steps that recover accuracy come cheapest first, and end when three in a row gained less than 0.1 dB or when
+the plan's processor time is spent; what was left out stands in the ledger.
+
+Without data, models made of matrix products get dynamic int8 where the runtime has it, others 8-bit weights.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import ClassVar, Literal, get_args
@@ -17,13 +21,16 @@ from typing import ClassVar, Literal, get_args
 import onnx_ir as ir
 
 from edgeopt.errors import UserError, nearest
+from edgeopt.graph.change import Change
 from edgeopt.graph.placement import is_constant
 from edgeopt.graph.quantization import FIRST_OPSET
 from edgeopt.graph.thresholds import PERCENTILE
+from edgeopt.passes._calibration import WORTH
 from edgeopt.passes._rules import kept
 from edgeopt.passes.base import Context, Entry, Facet, Keeps, Pass, Plan, Stage
 from edgeopt.passes.bias_correction import BiasCorrection
 from edgeopt.passes.dynamic_int8 import DynamicInt8
+from edgeopt.passes.end_plan import EndPlan
 from edgeopt.passes.equalize_channels import EqualizeChannels
 from edgeopt.passes.float16 import Float16
 from edgeopt.passes.gptq import Gptq
@@ -43,6 +50,12 @@ FAITHFUL = 30.0
 
 SECONDS = 60.0
 """CPU seconds that training may take, turned into numbers of iterations before it starts."""
+
+CPU_SECONDS = 240.0
+"""Processor time after which no further step begins."""
+
+IN_VAIN = 3
+"""So many steps in a row that gain too little end the recovery of accuracy."""
 
 PRODUCTS = ("MatMul", "Gemm", "LSTM", "GRU", "RNN")
 
@@ -69,6 +82,8 @@ class Quantize(Plan):
         effort: ``default`` solves for the weights in closed form, ``more`` trains them as well, which
             needs torch (without it the same as ``default``), ``minimal`` does nothing where static int8
             meets ``fidelity``.
+        cpu_seconds: Once the plan's steps took so much processor time, those that recover accuracy are
+            left out, and the ledger says which; a step under way is not interrupted. 0 knows no end.
     """
 
     name: ClassVar[str] = "quantize"
@@ -88,6 +103,7 @@ class Quantize(Plan):
     percentile: float = PERCENTILE
     throughout: Regime = "no"
     activation_bits: int = 8
+    cpu_seconds: float = CPU_SECONDS
 
     def __post_init__(self) -> None:
         _one_of("scheme", self.scheme, get_args(Scheme))
@@ -101,6 +117,8 @@ class Quantize(Plan):
             raise UserError(f"activations have 8 or 16 bits, not {self.activation_bits}")
         if self.samples < 1:
             raise UserError("quantize needs at least one sample")
+        if self.cpu_seconds < 0:
+            raise UserError(f"the processor time of quantize is at least 0 seconds, not {self.cpu_seconds:g}")
 
     @property
     def reads(self) -> frozenset[Facet]:
@@ -116,11 +134,20 @@ class Quantize(Plan):
                 return first
             return SmoothActivations(self.keep_float)
         last = ledger[-1].step
-        if isinstance(last, SmoothActivations):
+        spent = 0 < self.cpu_seconds <= sum(entry.cpu_seconds for entry in ledger)
+        if isinstance(last, SmoothActivations) and not spent:
             return EqualizeChannels(self.keep_float)
-        if isinstance(last, EqualizeChannels):
+        if isinstance(last, (SmoothActivations, EqualizeChannels)):
             return self._first(model, context)
-        if context.validation is None or isinstance(last, RestoreFloat):
+        following = self._recovery(context, ledger)
+        if following is None or not spent:
+            return following
+        return self._ended(context, ledger)
+
+    def _recovery(self, context: Context, ledger: Sequence[Entry]) -> Pass | None:
+        """The step that may recover accuracy behind those so far."""
+        last = ledger[-1].step
+        if context.validation is None or isinstance(last, (RestoreFloat, EndPlan)):
             return None
         if isinstance(last, StaticInt8) and self._recovers(ledger[-1]):
             if self.effort != "more":
@@ -129,10 +156,21 @@ class Quantize(Plan):
                 return Reconstruct(seconds=SECONDS, start="gptq")
             context.log.warning("torch is not installed, so weights are solved for but not trained")
             return Gptq()
-        if isinstance(last, Gptq) and not ledger[-1].change.rewrites and _reached(ledger) < FAITHFUL:
+        unsolved = isinstance(last, Gptq) and not ledger[-1].change.rewrites
+        if unsolved and _reached(ledger) < FAITHFUL and _in_vain(ledger) < IN_VAIN:
             return BiasCorrection()
         recovered = isinstance(last, (StaticInt8, Gptq, BiasCorrection, Reconstruct))
         return RestoreFloat(self.fidelity) if recovered and self.fidelity > 0 else None
+
+    def _ended(self, context: Context, ledger: Sequence[Entry]) -> EndPlan:
+        """What stands in the ledger where the processor time is spent."""
+        names = ["equalize-channels"] if self.equalize and not _has(ledger, EqualizeChannels) else []
+        assumed = list(ledger)
+        while (following := self._recovery(context, assumed)) is not None:
+            names.append(following.name)
+            assumed.append(Entry(following, Change(), ledger[-1].model))
+        reason = f"the plan's {self.cpu_seconds:g} CPU seconds are spent"
+        return EndPlan(tuple(names), reason)
 
     def _recovers(self, entry: Entry) -> bool:
         """Whether there is something to win back."""
@@ -186,6 +224,37 @@ def _reached(ledger: Sequence[Entry]) -> float:
     """The fidelity in dB that static int8 reached on the validation samples; 0 where nobody looked."""
     found = [entry.change.details.get("fidelity") for entry in ledger if isinstance(entry.step, StaticInt8)]
     return max((found[-1] or {}).values(), default=0.0) if found else 0.0
+
+
+def _has(ledger: Sequence[Entry], kind: type[Pass]) -> bool:
+    return any(isinstance(entry.step, kind) for entry in ledger)
+
+
+def _in_vain(ledger: Sequence[Entry]) -> int:
+    """How many of the last steps gained too little on the validation samples.
+
+    Static int8 itself and steps that found nothing to do do not count.
+    """
+    count = 0
+    for entry in reversed(ledger):
+        gain = None if isinstance(entry.step, StaticInt8) else gained(entry.change)
+        if gain is not None and gain >= WORTH:
+            break
+        count += gain is not None
+    return count
+
+
+def gained(change: Change) -> float | None:
+    """What a step brought on the validation samples in dB; ``None`` where it compared nothing."""
+    judged, after = change.details.get("fidelity"), change.details.get("fidelity_after")
+    if isinstance(judged, Mapping):
+        others = [value for name, value in judged.items() if name != "none"]
+        if "none" not in judged or not others:
+            return None
+        return float(max(others) - judged["none"]) if change.rewrites else 0.0
+    if judged is None or after is None:
+        return None
+    return float(after - judged) if change.rewrites else 0.0
 
 
 def _weight_of_products(model: ir.Model) -> float:

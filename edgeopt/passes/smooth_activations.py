@@ -21,7 +21,7 @@ from edgeopt.graph.change import Change, Rewrite, Skipped
 from edgeopt.graph.names import carry_names, name_nodes, original_names
 from edgeopt.graph.placement import is_constant, place
 from edgeopt.graph.quantization import Names, add_initializer, drop_initializer
-from edgeopt.passes._calibration import METHODS, Calls, calibrate, scales, worth
+from edgeopt.passes._calibration import METHODS, WORTH, Calls, calibrate, scales, worth
 from edgeopt.passes._rows import sample_rows
 from edgeopt.passes._rules import kept, quantization_rules
 from edgeopt.passes._smoothing import GAIN, Smoothing, search
@@ -33,9 +33,6 @@ SAMPLES = 256
 
 FEWEST = 2
 """Models with fewer groups are left alone."""
-
-WORTH = 0.1
-"""dB on the validation samples that the whole must bring."""
 
 
 @dataclass(slots=True)

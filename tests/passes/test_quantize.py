@@ -11,11 +11,15 @@ import pytest
 
 from edgeopt import fidelity, passes
 from edgeopt.errors import PassError, UserError
+from edgeopt.graph.change import Rewrite
 from edgeopt.graph.execute import Executor
 from edgeopt.graph.quantization import Site, read
 from edgeopt.passes import Change, Context, Facets, Pass, Plan
 from edgeopt.passes.base import Entry
+from edgeopt.passes.gptq import Gptq
 from edgeopt.platform import load_platform
+from edgeopt.stepping import State, Stepper
+from edgeopt.steps import Store
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -252,3 +256,73 @@ def test_the_plan_names_the_steps_that_the_effort_allows(monkeypatch: pytest.Mon
     monkeypatch.setattr("edgeopt.passes.quantize.find_spec", lambda name: None)
     _, ledger = quantize(model.clone(), samples, effort="more")
     assert [entry.step.name for entry in ledger][2:] == ["static-int8", "gptq", "restore-float"]
+
+
+def following(ledger: list[Entry], samples: Rows, **options: object) -> Pass | None:
+    plan = passes.make("quantize", options)
+    assert isinstance(plan, Plan)
+    return plan.next(ledger[-1].model, Context(facets(samples), plan.reads), ledger)
+
+
+def taken(name: str, model: ir.Model, seconds: float = 0.0, **details: object) -> Entry:
+    step = passes.make(name)
+    assert isinstance(step, Pass)
+    gained = [Rewrite(step.name, "conv", ("conv",))]
+    return Entry(step, Change(rewrites=gained, details=dict(details)), model, seconds)
+
+
+def test_no_step_begins_once_the_processor_time_is_spent() -> None:
+    model, samples = residual_net(), rows((3, 8, 8))
+    smoothed = taken("smooth-activations", model, 200.0)
+    quantized = taken("static-int8", model, 50.0, fidelity={"mse": 20.0})
+    early = following([smoothed, taken("equalize-channels", model, 30.0), quantized], samples)
+    assert isinstance(early, Pass) and early.name == "end-plan"
+    change = early.apply(model, Context())
+    assert change.details["left_out"] == ["gptq", "bias-correction", "restore-float"]
+    assert change.notes == [
+        "the plan's 240 CPU seconds are spent: gptq, bias-correction, restore-float left out"
+    ]
+    assert not change.rewrites
+    assert following([smoothed, quantized, Entry(early, change, model)], samples) is None
+    within = following([smoothed, quantized], samples, cpu_seconds=251.0)
+    assert within is not None and within.name == "gptq"
+    endless = following([smoothed, quantized], samples, cpu_seconds=0.0)
+    assert endless is not None and endless.name == "gptq"
+
+
+def test_the_model_is_quantized_even_where_preparing_it_took_all_the_time() -> None:
+    model, samples = residual_net(), rows((3, 8, 8))
+    smoothed = taken("smooth-activations", model, 300.0)
+    scheme = following([smoothed], samples)
+    assert scheme is not None and scheme.name == "static-int8"
+    end = following([smoothed, taken("static-int8", model, fidelity={"mse": 20.0})], samples)
+    assert end is not None
+    assert end.options()["left_out"] == ("equalize-channels", "gptq", "bias-correction", "restore-float")
+
+
+def test_a_negative_time_is_refused() -> None:
+    with pytest.raises(UserError, match="processor time"):
+        passes.make("quantize", {"cpu_seconds": -1})
+
+
+def test_three_steps_in_a_row_that_gain_too_little_end_the_recovery() -> None:
+    model, samples = residual_net(), rows((3, 8, 8))
+    smoothed = taken("smooth-activations", model, fidelity={"none": 20.0, "smoothed": 20.05})
+    equalized = taken("equalize-channels", model, fidelity={"none": 20.0, "0.5": 20.04})
+    quantized = taken("static-int8", model, fidelity={"mse": 20.0})
+    solved = Entry(Gptq(), Change(details={"fidelity": 20.0, "fidelity_after": 20.0}), model)
+    ended = following([smoothed, equalized, quantized, solved], samples)
+    assert ended is not None and ended.name == "restore-float"  # keeps a promise, so it is not left out
+    equalized.change.details["fidelity"]["0.5"] = 20.2
+    longer = following([smoothed, equalized, quantized, solved], samples)
+    assert longer is not None and longer.name == "bias-correction"
+
+
+def test_the_time_of_a_step_taken_from_the_store_counts_as_it_was_computed(tmp_path: Path) -> None:
+    model, samples = residual_net(), rows((3, 8, 8))
+    plan = passes.make("quantize", {"cpu_seconds": 1e-9})
+    for _ in range(2):
+        stepper = Stepper(Store(tmp_path), facets(samples), "teacher")
+        steps = list(stepper.run(State("original", stepper.store, model), plan))
+        assert [step.options.name for step in steps] == ["smooth-activations", "static-int8", "end-plan"]
+    assert all(step.cached for step in steps)
