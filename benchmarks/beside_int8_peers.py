@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.quantization import compare
+from benchmarks.zoo.compiling import DEVICE, compare, make_job
 from benchmarks.zoo.models import ENTRIES, open_entry
 from edgeopt import benchmark
 from edgeopt.artifact import open_artifact
@@ -32,8 +32,6 @@ from edgeopt.compilation import compile_job
 from edgeopt.data import SeededSamples
 from edgeopt.evaluate import judge
 from edgeopt.harness import record_calls
-from edgeopt.job import Job, PartSource, make_target
-from edgeopt.platform import load_platform
 from edgeopt.runners.host import OnnxSession
 from edgeopt.session import Session
 from edgeopt.steps import Store
@@ -75,20 +73,8 @@ def calibration(name: str, path: Path) -> None:
 
 def ours(name: str, device: str, folder: Path) -> tuple[dict[str, Session], dict[str, Any]]:
     """Compiles with the default plan, in this process, with an empty store."""
-    platform = load_platform(device, "onnxruntime")
-    entry = ENTRIES[name]
     start = sum(os.times()[:4])
-    outcome = compile_job(
-        Job(
-            name=name,
-            parts={part: PartSource(path) for part, path in entry.files().items()},
-            platform=platform,
-            target=make_target(platform),
-            output=folder / name,
-            data=entry.spec(),
-        ),
-        Store(folder / "store"),
-    )
+    outcome = compile_job(make_job(name, folder / name, device), Store(folder / "store"))
     spent = sum(os.times()[:4]) - start
     body = outcome.to_json()
     quantizing = sum(step["cpu_seconds"] for step in body["ledger"])
@@ -176,7 +162,7 @@ def main() -> None:
     """Measures the models named."""
     parser = argparse.ArgumentParser()
     parser.add_argument("names", nargs="+")
-    parser.add_argument("--device", default="raspberry-pi-4")
+    parser.add_argument("--device", default=DEVICE)
     parser.add_argument("--nncf", default="")
     parser.add_argument("--quark", default="")
     parser.add_argument("--settings", default="onnxruntime,onnxruntime-products,nncf,quark-cle")

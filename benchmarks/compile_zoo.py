@@ -10,21 +10,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import resource
-import subprocess
-import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.zoo.compiling import DEVICE, each, make_job, process
 from benchmarks.zoo.models import ENTRIES
 from edgeopt import benchmark, units
 from edgeopt.artifact import open_artifact
 from edgeopt.compilation import compile_job
 from edgeopt.data import SeededSamples
-from edgeopt.job import Job, PartSource, make_target
-from edgeopt.platform import load_platform
 from edgeopt.runners.host import OnnxSession
 from edgeopt.session import Session
 from edgeopt.steps import Store
@@ -37,25 +33,13 @@ HEADER = (
 
 def compile_one(name: str, device: str, target: str | None, out: Path) -> dict[str, Any]:
     """Compiles one model; returns its outcome as JSON data."""
-    entry = ENTRIES[name]
-    platform = load_platform(device, target)
-    shapes = {"noisy": [1, 1, 256, 256]} if name == "dncnn_s_25" and target == "tflite" else {}
+    job = replace(make_job(name, out / name, device, target), force=True)
+    if name == "dncnn_s_25" and target == "tflite":
+        shapes = {"noisy": [1, 1, 256, 256]}
+        job = replace(job, parts={key: replace(part, shapes=shapes) for key, part in job.parts.items()})
     with tempfile.TemporaryDirectory() as cache:
-        outcome = compile_job(
-            Job(
-                name=name,
-                parts={part: PartSource(path, shapes=shapes) for part, path in entry.files().items()},
-                platform=platform,
-                target=make_target(platform),
-                output=out / name,
-                data=entry.spec(),
-                force=True,
-            ),
-            Store(Path(cache)),
-        )
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    body = outcome.to_json()
-    body["process"] = {"cpu": usage.ru_utime + usage.ru_stime, "mb": usage.ru_maxrss / 1024}
+        body: dict[str, Any] = compile_job(job, Store(Path(cache))).to_json()
+    body["process"] = process()
     body["ratio"] = _ratio(name, open_artifact(out / name).open())
     return body
 
@@ -112,7 +96,7 @@ def main() -> None:
     """Compiles the models named, or all of them, each in a process of its own."""
     parser = argparse.ArgumentParser()
     parser.add_argument("names", nargs="*")
-    parser.add_argument("--device", default="raspberry-pi-4")
+    parser.add_argument("--device", default=DEVICE)
     parser.add_argument("--target")
     parser.add_argument("--out", type=Path, default=Path("build/zoo"))
     parser.add_argument("--one", help=argparse.SUPPRESS)
@@ -123,18 +107,10 @@ def main() -> None:
         return
     print(HEADER)
     print("|" + "---|" * (HEADER.count("|") - 1))
-    for name in options.names or ENTRIES:
-        if not all(path.is_file() for path in ENTRIES[name].files().values()):
-            print(f"| {name} | not in the zoo |", flush=True)
-            continue
-        command = [sys.executable, "-m", "benchmarks.compile_zoo", "--one", name, "--device", options.device]
-        command += ["--out", str(options.out)] + (["--target", options.target] if options.target else [])
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        ran = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-        if ran.returncode:
-            print(f"| {name} | failed: {(ran.stderr.strip().splitlines() or ['?'])[-1]} |", flush=True)
-            continue
-        print(row(json.loads(ran.stdout.splitlines()[-1])), flush=True)
+    arguments = ["--device", options.device, "--out", str(options.out)]
+    arguments += ["--target", options.target] if options.target else []
+    for _, line in each("benchmarks.compile_zoo", options.names or ENTRIES, arguments):
+        print(row(json.loads(line)), flush=True)
 
 
 if __name__ == "__main__":

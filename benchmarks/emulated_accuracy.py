@@ -16,20 +16,20 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.zoo.compiling import make_job
 from benchmarks.zoo.models import ENTRIES, open_entry
 from edgeopt.artifact import is_artifact, open_artifact
 from edgeopt.compilation import compile_job
 from edgeopt.data import SeededSamples
 from edgeopt.errors import EdgeoptError
 from edgeopt.evaluate import judge
-from edgeopt.job import Job, PartSource, make_steps, make_target, structure_passes
-from edgeopt.platform import load_platform
+from edgeopt.job import make_steps, structure_passes
 from edgeopt.runners.emulator import Emulator
 from edgeopt.session import Session
 
@@ -95,29 +95,16 @@ class Beside(Session):
 
 def artifact(one: Combination, work: Path) -> Path:
     """Compiles a combination's artifact, once for all cores with equal rules."""
-    platform = load_platform(one.core, one.target)
     rules = "dotprod" if one.target == "onnxruntime" and one.core == "cortex-a76" else "plain"
     output = work / f"{one.model}-{one.precision}-{one.target}-{rules}"
     if is_artifact(output):
         return output
-    entry = ENTRIES[one.model]
     steps = structure_passes()
     if one.precision != "float32":
         options = {"samples": CALIBRATION, "observer": "min-max"} if one.precision == "static-int8" else {}
         steps.append((one.precision, options))
-    compile_job(
-        Job(
-            name=one.model,
-            parts={part: PartSource(path) for part, path in entry.files().items()},
-            platform=platform,
-            target=make_target(platform),
-            output=output,
-            data=entry.spec(),
-            steps=make_steps(steps),
-            limit=16,
-            force=True,
-        )
-    )
+    job = make_job(one.model, output, one.core, one.target)
+    compile_job(replace(job, steps=make_steps(steps), limit=16, force=True))
     return output
 
 

@@ -1,4 +1,4 @@
-"""Quantizes one model with one peer, in the peer's own environment; ``benchmarks.quantization`` calls it.
+"""Quantizes one model with one peer, in the peer's own environment, for ``benchmarks.beside_int8_peers``.
 
 ``PYTHON benchmarks/peer_int8.py SETTING MODEL.onnx CALIBRATION.npz OUT.onnx`` imports nothing of edgeopt.
 The archive holds arrays ``input/index``, one model call each. Prints one JSON line: the peer's version, its

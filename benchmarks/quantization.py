@@ -15,27 +15,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import resource
-import subprocess
-import sys
-import tempfile
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from benchmarks.zoo.models import ENTRIES, open_entry
+from benchmarks.zoo.compiling import DEVICE, each, measure, plan
+from benchmarks.zoo.models import ENTRIES
 from edgeopt import units
-from edgeopt.artifact import open_artifact
-from edgeopt.compilation import compile_job
-from edgeopt.data.evaluation import unseal
-from edgeopt.fidelity import Fidelity
-from edgeopt.harness import record_calls
-from edgeopt.job import Job, PartSource, default_passes, make_steps, make_target
-from edgeopt.passes.base import Samples
-from edgeopt.platform import load_platform
-from edgeopt.session import Session
-from edgeopt.steps import Store
 
 PEERS: dict[str, tuple[str, float]] = {
     "kws_dscnn_mlperf_tiny": ("Quark CLE + AdaRound", 31.7),
@@ -50,57 +34,6 @@ PEERS: dict[str, tuple[str, float]] = {
     "minilm_l6_sts": ("Quark SmoothQuant .6, products", 21.6),
 }
 """Per model the peer with the highest signal-to-noise ratio in the regime that the plan works in."""
-
-
-def measure(name: str, device: str, effort: str) -> dict[str, Any]:
-    """Compiles one model and compares its artifact with the float model on the evaluation data."""
-    entry = ENTRIES[name]
-    platform = load_platform(device, "onnxruntime")
-    steps = [
-        (step, {"effort": effort} if step == "quantize" else options) for step, options in default_passes()
-    ]
-    with tempfile.TemporaryDirectory() as folder:
-        outcome = compile_job(
-            Job(
-                name=name,
-                parts={part: PartSource(path) for part, path in entry.files().items()},
-                platform=platform,
-                target=make_target(platform),
-                output=Path(folder) / name,
-                data=entry.spec(),
-                steps=tuple(make_steps(steps)),
-            ),
-            Store(Path(folder) / "store"),
-        )
-        usage = resource.getrusage(resource.RUSAGE_SELF)
-        body = outcome.to_json()
-        body["process"] = {"cpu": usage.ru_utime + usage.ru_stime, "mb": usage.ru_maxrss / 1024}
-        artifact = open_artifact(outcome.path).open()
-        body["calls"] = compare(name, artifact)
-    return body
-
-
-def compare(name: str, artifact: Mapping[str, Session]) -> dict[str, float | None]:
-    """Returns signal-to-noise ratio and top-1 agreement over the float model's own calls."""
-    entry = ENTRIES[name]
-    originals = entry.sessions()
-    data, _, harness = open_entry(entry, originals)
-    evaluate = None if data.evaluate is None else unseal(data.evaluate)  # this script judges
-    if evaluate is None:
-        return {"fidelity": None, "agreement": None}
-    calls: Mapping[str, Samples] = (
-        record_calls(harness, originals, evaluate) if harness else {part: evaluate for part in originals}
-    )
-    found, same, count = Fidelity(), 0, 0
-    for part, samples in calls.items():
-        for feeds in samples.feeds(8):
-            expected, actual = originals[part].run(feeds), artifact[part].run(feeds)
-            found.add(expected, actual)
-            if entry.metric == "top1":
-                first = next(iter(expected))
-                same += int((expected[first].argmax(-1) == actual[first].argmax(-1)).sum())
-                count += len(expected[first])
-    return {"fidelity": found.value, "agreement": same / count if count else None}
 
 
 def row(body: dict[str, Any]) -> str:
@@ -150,30 +83,21 @@ def main() -> None:
     """Measures the models named, or all of them, each in a process of its own."""
     parser = argparse.ArgumentParser()
     parser.add_argument("names", nargs="*")
-    parser.add_argument("--device", default="raspberry-pi-4")
+    parser.add_argument("--device", default=DEVICE)
     parser.add_argument("--effort", default="default")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        body = measure(options.one, options.device, options.effort)
+        body = measure(options.one, plan({"effort": options.effort}), options.device)
         print(json.dumps(body, default=str))
         return
     header = "| model | float | int8 [95 %] | fidelity dB | agreement | best peer dB |"
     header += " size | CPU s | MB |"
     print(header + "\n|" + "---|" * (header.count("|") - 1))
     bought: list[str] = []
-    for name in options.names or ENTRIES:
-        if not all(path.is_file() for path in ENTRIES[name].files().values()):
-            print(f"| {name} | not in the zoo |", flush=True)
-            continue
-        command = [sys.executable, "-m", "benchmarks.quantization", "--one", name]
-        command += ["--device", options.device, "--effort", options.effort]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-        ran = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-        if ran.returncode:
-            print(f"| {name} | failed: {(ran.stderr.strip().splitlines() or ['?'])[-1]} |", flush=True)
-            continue
-        body = json.loads(ran.stdout.splitlines()[-1])
+    arguments = ["--device", options.device, "--effort", options.effort]
+    for _, line in each("benchmarks.quantization", options.names or ENTRIES, arguments):
+        body = json.loads(line)
         bought += steps_of(body)
         print(row(body), flush=True)
     print("\n| model | step | fidelity on validation, dB | CPU s | what |\n|---|---|---|---|---|")

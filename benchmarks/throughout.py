@@ -22,38 +22,27 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import resource
-import subprocess
-import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from benchmarks.quantization import compare
+from benchmarks.zoo.compiling import each, measure, plan
 from benchmarks.zoo.models import ENTRIES, open_entry
 from edgeopt import fidelity, passes
-from edgeopt.artifact import open_artifact
-from edgeopt.compilation import compile_job
 from edgeopt.data.evaluation import unseal
 from edgeopt.graph.execute import Executor
 from edgeopt.graph.names import name_nodes
 from edgeopt.graph.observers import channel_scales, observe, parameters
 from edgeopt.graph.quantization import Names, QuantParams, Site, add_initializer, write
 from edgeopt.harness import record_calls
-from edgeopt.job import Job, PartSource, default_passes, make_steps, make_target
 from edgeopt.load import load
 from edgeopt.optimization import optimized
 from edgeopt.passes._rules import quantization_rules
 from edgeopt.passes._throughout import Throughout, place_throughout
 from edgeopt.passes.base import Context, Facets, Pass
-from edgeopt.platform import load_platform
-from edgeopt.steps import Store
 
 NAME = "minilm_l6_sts"
 CALLS = 8
@@ -77,38 +66,17 @@ class Recorded:
 
 def compiled(regime: str, effort: str, script: str) -> dict[str, Any]:
     """Compiles the model and judges its artifact."""
-    entry, platform = ENTRIES[NAME], load_platform("raspberry-pi-4", "onnxruntime")
-    options = {"scheme": "static-int8", "throughout": regime, "effort": effort}
-    steps = [(step, options if step == "quantize" else given) for step, given in default_passes()]
-    with tempfile.TemporaryDirectory() as folder:
-        outcome = compile_job(
-            Job(
-                name=NAME,
-                parts={part: PartSource(path) for part, path in entry.files().items()},
-                platform=platform,
-                target=make_target(platform),
-                output=Path(folder) / NAME,
-                data=entry.spec(),
-                steps=tuple(make_steps(steps)),
-            ),
-            Store(Path(folder) / "store"),
-        )
-        usage = resource.getrusage(resource.RUSAGE_SELF)
-        body = outcome.to_json()
-        found: dict[str, Any] = {
-            "float": body["before"]["spearman"]["value"],
-            "spearman": body["after"]["spearman"]["value"],
-            "size": body["after"]["size"]["value"],
-            "cpu": usage.ru_utime + usage.ru_stime,
-            "fidelity": compare(NAME, open_artifact(outcome.path).open())["fidelity"],
-            "steps": [(step["pass"], step["summary"]) for step in body["ledger"]],
-            "outside": "",
-        }
-        if script:
-            command = [sys.executable, script, NAME, str(outcome.path / "model.onnx")]
-            ran = subprocess.run(command, capture_output=True, text=True, check=False)
-            found["outside"] = (ran.stdout or ran.stderr).strip()
-    return found
+    steps = plan({"scheme": "static-int8", "throughout": regime, "effort": effort})
+    body = measure(NAME, steps, script=script)
+    return {
+        "float": body["before"]["spearman"]["value"],
+        "spearman": body["after"]["spearman"]["value"],
+        "size": body["after"]["size"]["value"],
+        "cpu": body["process"]["cpu"],
+        "fidelity": body["calls"]["fidelity"],
+        "steps": [(step["pass"], step["summary"]) for step in body["ledger"]],
+        "outside": body["outside"],
+    }
 
 
 def attempts() -> Iterator[tuple[str, float]]:
@@ -238,15 +206,9 @@ def main() -> None:
         for label, value in attempts():
             print(f"| {label} | {value:.1f} |", flush=True)
         return
-    for regime in ("int8", "residual-int16"):
-        command = [sys.executable, "-m", "benchmarks.throughout", "--one", regime]
-        command += ["--measure", options.measure, "--effort", options.effort]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-        ran = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-        if ran.returncode:
-            print(f"{regime}: failed: {(ran.stderr.strip().splitlines() or ['?'])[-1]}", flush=True)
-            continue
-        print(f"{regime}: {ran.stdout.splitlines()[-1]}", flush=True)
+    arguments = ["--measure", options.measure, "--effort", options.effort]
+    for regime, line in each("benchmarks.throughout", ("int8", "residual-int16"), arguments):
+        print(f"{regime}: {line}", flush=True)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -27,14 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.big_model import WIDTH, write
-from benchmarks.quantization import compare
-from benchmarks.zoo.models import ENTRIES
+from benchmarks.zoo.compiling import each, measure, plan
 from edgeopt import units
-from edgeopt.artifact import open_artifact
-from edgeopt.compilation import compile_job
-from edgeopt.job import Job, PartSource, default_passes, make_steps, make_target
-from edgeopt.platform import load_platform
-from edgeopt.steps import Store
 
 LARGE = """
 import sys, threading, time
@@ -79,43 +72,6 @@ NAMES = (
     "agnews_text_transformer",
     "minilm_l6_sts",
 )
-
-
-def measure(name: str, bits: int, rounding: str, script: str) -> dict[str, Any]:
-    """Compiles one model and compares its artifact with the float model on the evaluation data."""
-    entry = ENTRIES[name]
-    platform = load_platform("raspberry-pi-4", "onnxruntime")
-    steps = [
-        ("weight-only", {"bits": bits, "rounding": rounding}) if step == "quantize" else (step, options)
-        for step, options in default_passes()
-    ]
-    with tempfile.TemporaryDirectory() as folder:
-        outcome = compile_job(
-            Job(
-                name=name,
-                parts={part: PartSource(path) for part, path in entry.files().items()},
-                platform=platform,
-                target=make_target(platform),
-                output=Path(folder) / name,
-                data=entry.spec(),
-                steps=tuple(make_steps(steps)),
-            ),
-            Store(Path(folder) / "store"),
-        )
-        usage = resource.getrusage(resource.RUSAGE_SELF)
-        body = outcome.to_json()
-        body["process"] = {"cpu": usage.ru_utime + usage.ru_stime, "mb": usage.ru_maxrss / 1024}
-        body["calls"] = compare(name, open_artifact(outcome.path).open())
-        body["outside"] = ""
-        if script:
-            ran = subprocess.run(
-                [sys.executable, script, name, str(outcome.path / "model.onnx")],
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            body["outside"] = (ran.stdout or ran.stderr).strip()
-    return body
 
 
 def row(body: dict[str, Any]) -> str:
@@ -169,20 +125,14 @@ def main() -> None:
         large(options.large, options.folder)
         return
     if options.one:
-        print(json.dumps(measure(options.one, options.bits, options.rounding, options.measure), default=str))
+        steps = plan({"bits": options.bits, "rounding": options.rounding}, "weight-only")
+        print(json.dumps(measure(options.one, steps, script=options.measure), default=str))
         return
     header = "| model | float | stored | drop | fidelity dB | agreement | float size | size | CPU s | MB |"
     print(header + "\n|" + "---|" * (header.count("|") - 1))
-    for name in options.names or NAMES:
-        command = [sys.executable, "-m", "benchmarks.weight_only", "--one", name]
-        command += ["--bits", str(options.bits), "--rounding", options.rounding]
-        command += ["--measure", options.measure]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-        ran = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-        if ran.returncode:
-            print(f"| {name} | failed: {(ran.stderr.strip().splitlines() or ['?'])[-1]} |", flush=True)
-            continue
-        body = json.loads(ran.stdout.splitlines()[-1])
+    arguments = ["--bits", str(options.bits), "--rounding", options.rounding, "--measure", options.measure]
+    for _, line in each("benchmarks.weight_only", options.names or NAMES, arguments):
+        body = json.loads(line)
         print(row(body), flush=True)
         if body["outside"]:
             print(f"    {body['outside']}", flush=True)
