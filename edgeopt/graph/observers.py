@@ -1,9 +1,12 @@
 """Values observed over data in constant memory.
 
-Every tapped value is reduced at once to its extremes and a histogram of 2048 bins, whose width doubles
-when a value falls outside, so nothing is kept of the data and one run over them is enough for every way of
-choosing ranges (see ``thresholds.py``). Bins are joined two by two, so the histogram is the one that all
-the data at once would give: thresholds lie within one bin of the exact ones.
+Every tapped value is reduced at once to its extremes and a histogram of at most 4096 bins, so nothing is kept
+of the data and one run over them is enough for every way of choosing ranges (see ``thresholds.py``). The
+width of a bin is a power of two and zero is an edge: the narrowest width with which 4096 bins reach from the
+smallest number to the largest, so at least 2047 do. Where a number falls outside, bins are joined two by two,
+whole into whole. So the histogram is, number for number, the one that a second run over the data would fill
+in knowing their range, in whatever order and parts they came; float32 numbers are scaled by a power of two,
+which rounds nothing, and none is counted in a neighbour's bin.
 
 Infinities, NaN and numbers beyond 1e30 are not ranges but marks, as attention masks hold them: they are
 counted and set no range.
@@ -11,6 +14,7 @@ counted and set no range.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -22,7 +26,12 @@ from edgeopt.graph.execute import Executor, Feeds
 from edgeopt.graph.quantization import QuantParams, integer_range
 from edgeopt.graph.thresholds import PERCENTILE, Histogram, Method
 
-BINS = 2048
+BINS = 4096
+"""What a histogram has at most."""
+
+NARROWEST = 2.0**-120
+"""Of a bin: its inverse is a float32."""
+
 MARK = 1e30
 """From this magnitude on a number is a mark, such as a mask's -3.4e38, and not a quantity."""
 
@@ -54,7 +63,9 @@ class Observer:
             width], over the first 64 entries.
         channel_entries: Over how many entries.
         marks: How many infinities, NaN and numbers beyond 1e30 were left out.
-        counts: The histogram over [origin, origin + BINS * width).
+        counts: The histogram: numbers in bins of ``width``, the first of which begins at ``first * width``.
+        first: The bin of the smallest number, counted from zero; negative below it.
+        width: A power of two, or 0 while all numbers were the same.
     """
 
     histogram: bool = True
@@ -67,7 +78,7 @@ class Observer:
     channel_entries: int = 0
     marks: int = 0
     counts: np.ndarray = field(default_factory=lambda: np.zeros(BINS))
-    origin: float = 0.0
+    first: int = 0
     width: float = 0.0
 
     def see(self, array: np.ndarray) -> None:
@@ -83,6 +94,7 @@ class Observer:
             if kept.size == 0:
                 return
             array, flat, low, high = kept, kept, float(kept.min()), float(kept.max())
+        alone = self.low
         self.low, self.high = min(self.low, low), max(self.high, high)
         before = self.average or (low, high)
         self.average = (before[0] + MOMENTUM * (low - before[0]), before[1] + MOMENTUM * (high - before[1]))
@@ -90,7 +102,7 @@ class Observer:
         if array.ndim == 4 and self.channel_entries < CHANNEL_ENTRIES:
             self._see_channels(array)
         if self.histogram:
-            self._cover(low, high)
+            self._cover(alone)
             self._count(flat)
 
     def _see_channels(self, array: np.ndarray) -> None:
@@ -118,41 +130,52 @@ class Observer:
         if self.width == 0.0:  # one number only so far
             self.counts[0] += flat.size
             return
-        origin, inverse = np.float32(self.origin), np.float32(1 / self.width)
-        counts = np.zeros(BINS + 1, np.int64)
+        first, inverse = np.float32(self.first), np.float32(1 / self.width)
+        counts = np.zeros(BINS, np.int64)
         scaled = np.empty(min(CHUNK, flat.size), np.float32)
         for start in range(0, flat.size, CHUNK):
             part = flat[start : start + CHUNK]
             into = scaled[: part.size]
-            np.subtract(part, origin, out=into)
-            np.multiply(into, inverse, out=into)
-            index = into.astype(np.intp)  # towards zero, so that rounding below the origin does no harm
-            found = np.bincount(np.minimum(index, BINS, out=index), minlength=BINS + 1)
-            counts += found
-        self.counts += counts[:BINS]
-        self.counts[-1] += counts[BINS]
+            np.multiply(part, inverse, out=into)
+            np.floor(into, out=into)
+            np.subtract(into, first, out=into)  # of whole numbers less than 4096 apart: exact
+            counts += np.bincount(into.astype(np.intp), minlength=BINS)
+        self.counts += counts
 
-    def _cover(self, low: float, high: float) -> None:
-        """Widens the histogram until it covers a range: bins are joined two by two."""
-        if self.width == 0.0:
-            first = self.origin if self.counts[0] else low
-            low, high = min(low, first), max(high, first)
-            if high > low:
-                before, self.counts[0] = self.counts[0], 0.0
-                self.origin, self.width = low, (high - low) * (1 + 1e-6) / BINS
-                self.counts[min(int((first - low) / self.width), BINS - 1)] += before
-            else:
-                self.origin = low
+    def _cover(self, alone: float) -> None:
+        """Widens the histogram to the extremes; ``alone`` is the only number before, while there was one."""
+        if self.low == self.high:
             return
-        while low < self.origin or high >= self.origin + BINS * self.width:
-            joined = self.counts.reshape(-1, 2).sum(1)
+        if self.width == 0.0:
+            before, self.counts[0] = self.counts[0], 0.0
+            span = (self.high - self.low) / BINS
+            self.width = max(2.0 ** math.frexp(span)[1], NARROWEST)  # the next power of two beyond
+            while not self._fits():
+                self.width *= 2
+            self.first = math.floor(self.low / self.width)
+            if before:
+                self.counts[math.floor(alone / self.width) - self.first] = before
+            return
+        while not self._fits():
+            pairs = np.concatenate([np.zeros(self.first % 2), self.counts, np.zeros(self.first % 2)])
             self.counts = np.zeros(BINS)
-            if low < self.origin:
-                self.origin -= BINS * self.width
-                self.counts[BINS // 2 :] = joined
-            else:
-                self.counts[: BINS // 2] = joined
+            joined = pairs.reshape(-1, 2).sum(1)
+            self.counts[: len(joined)] = joined
+            self.first //= 2
             self.width *= 2
+        if more := self.first - math.floor(self.low / self.width):
+            self.counts = np.concatenate([np.zeros(more), self.counts[:-more]])
+            self.first -= more
+
+    def _fits(self) -> bool:
+        return math.floor(self.high / self.width) - math.floor(self.low / self.width) < BINS
+
+    def seen(self) -> Histogram | None:
+        """The histogram from the bin of the smallest number to that of the largest; ``None`` without two."""
+        if self.width == 0.0:
+            return None
+        last = math.floor(self.high / self.width)
+        return Histogram(self.counts[: last - self.first + 1], self.first * self.width, self.width)
 
     def range(
         self,
@@ -177,10 +200,11 @@ class Observer:
             return 0.0, 0.0
         if method == "moving-average" and self.average is not None:
             return min(self.average[0], 0.0), max(self.average[1], 0.0)
-        if method == "min-max" or self.width == 0.0:
+        seen = self.seen()
+        if method == "min-max" or seen is None:
             return low, high
         first, last = integer_range(dtype)
-        levels, seen = last - first + 1, Histogram(self.counts, self.origin, self.width)
+        levels = last - first + 1
         if method == "percentile":
             return thresholds.percentile(seen, low, high, symmetric, percentile)
         if method == "entropy":

@@ -11,7 +11,9 @@ Each returns (low, high) around zero, for a ``Histogram`` and the range of an in
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Literal, get_args
 
 import numpy as np
@@ -57,6 +59,9 @@ def percentile(
 ) -> tuple[float, float]:
     """Cuts off numbers at either end; symmetric ranges by magnitude.
 
+    The ends lie in the bins of the numbers that have these ranks when all are sorted (the inverse of their
+    distribution function, Hyndman and Fan's first definition of a quantile), so within one bin of them.
+
     Args:
         histogram: What was seen.
         low: The smallest number, zero at most.
@@ -64,28 +69,26 @@ def percentile(
         symmetric: Whether the range reaches equally far on both sides.
         share: Per cent that the range holds.
     """
-    cut = (100 - share) / 100
+    cut, count = 1 - Fraction(str(share)) / 100, int(histogram.counts.sum())
     if symmetric:
         order = np.argsort(np.abs(histogram.centers), kind="stable")
         magnitudes = np.abs(histogram.centers)[order] + histogram.width / 2
         total = np.cumsum(histogram.counts[order])
-        place = int(np.searchsorted(total, (1 - cut) * total[-1]))
-        bound = min(float(magnitudes[min(place, len(magnitudes) - 1)]), max(-low, high))
+        place = int(np.searchsorted(total, math.ceil((1 - cut) * count)))
+        bound = min(float(magnitudes[place]), max(-low, high))
         return -bound, bound
     return (
-        min(max(_quantile(histogram, cut / 2), low), 0.0),
-        max(min(_quantile(histogram, 1 - cut / 2), high), 0.0),
+        min(max(_ranked(histogram, math.ceil(cut / 2 * count)), low), 0.0),
+        max(min(_ranked(histogram, math.ceil((1 - cut / 2) * count)), high), 0.0),
     )
 
 
-def _quantile(histogram: Histogram, share: float) -> float:
-    """The number below which a share of all lies, within a bin as if its numbers were spread evenly."""
+def _ranked(histogram: Histogram, rank: int) -> float:
+    """The number of a rank, from 1 on, within its bin as if the bin's numbers were spread evenly."""
     total = np.cumsum(histogram.counts)
-    wanted = share * total[-1]
-    place = min(int(np.searchsorted(total, wanted)), len(total) - 1)
-    before = total[place] - histogram.counts[place]
-    inside = (wanted - before) / max(histogram.counts[place], 1.0)
-    return float(histogram.origin + (place + np.clip(inside, 0, 1)) * histogram.width)
+    place = int(np.searchsorted(total, rank))
+    inside = 1 - (total[place] - rank) / histogram.counts[place]
+    return float(histogram.origin + (place + inside) * histogram.width)
 
 
 def entropy(

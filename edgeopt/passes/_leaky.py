@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 
-from edgeopt.graph.observers import BINS, Observer, parameters
+from edgeopt.graph.observers import Observer, parameters
 from edgeopt.graph.quantization import QuantParams, integer_range
 from edgeopt.graph.slopes import fitted_scale, fitting
 
@@ -37,11 +37,11 @@ def around(
         factor: Where the kernel multiplies in fixed point, one over its smallest factor; 0 elsewhere.
     """
     low, high = min(observer.low, 0.0), max(observer.high, 0.0)
-    if observer.width == 0.0 or not (np.isfinite(low) and np.isfinite(high)) or high <= 0 or low >= 0:
+    seen = observer.seen()
+    if seen is None or high <= 0 or low >= 0:
         return None
-    used = observer.counts > 0
-    values = (observer.origin + (np.arange(BINS) + 0.5) * observer.width)[used]
-    weights = observer.counts[used]
+    used = seen.counts > 0
+    values, weights = seen.centers[used], seen.counts[used]
     wanted = np.where(values < 0, slope * values, values)
     first, last = integer_range(dtype)
     best, chosen = np.inf, None
