@@ -22,46 +22,18 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.big_model import WIDTH, write
-from benchmarks.zoo.compiling import each, measure, plan
+from benchmarks.anonymous_memory import Watch
+from benchmarks.large_model import layers_of, write
+from benchmarks.zoo.compiling import DEVICE, each, measure, plan
 from edgeopt import units
-
-LARGE = """
-import sys, threading, time
-peak, done = 0, False
-def watch():
-    global peak
-    while not done:
-        line = next(line for line in open("/proc/self/status") if line.startswith("RssAnon"))
-        peak = max(peak, int(line.split()[1]))
-        time.sleep(0.01)
-watcher = threading.Thread(target=watch)
-watcher.start()
-try:
-    from pathlib import Path
-    from edgeopt.compilation import compile_job
-    from edgeopt.job import Job, PartSource, make_steps, make_target
-    from edgeopt.platform import load_platform
-    from edgeopt.steps import Store
-    platform = load_platform("raspberry-pi-4", "onnxruntime")
-    folder = Path(sys.argv[2])
-    outcome = compile_job(
-        Job(
-            name="large", parts={"model": PartSource(Path(sys.argv[1]))}, platform=platform,
-            target=make_target(platform), output=folder / "built",
-            steps=tuple(make_steps([("weight-only", {"bits": 4})])),
-        ),
-        Store(folder / "store"),
-    )
-    size = sum(path.stat().st_size for path in outcome.path.glob("model.*"))
-finally:
-    done = True
-    watcher.join()
-print(size, peak * 1024, time.process_time())
-"""
+from edgeopt.compilation import compile_job
+from edgeopt.job import Job, PartSource, make_steps, make_target
+from edgeopt.platform import load_platform
+from edgeopt.steps import Store
 
 NAMES = (
     "kws_dscnn_mlperf_tiny",
@@ -91,12 +63,12 @@ def row(body: dict[str, Any]) -> str:
 
 def large(gigabytes: float, folder: Path | None) -> None:
     """Compiles a model of many GB and prints the peak of anonymous memory."""
-    layers = max(1, round(gigabytes * 1e9 / (4 * WIDTH * WIDTH)))
+    layers = layers_of(gigabytes)
     place = Path(tempfile.mkdtemp(prefix="edgeopt-large-", dir=folder))
     try:
         model = write(place, layers)
         size = (place / "large.data").stat().st_size
-        command = [sys.executable, "-c", LARGE, str(model), str(place)]
+        command = [sys.executable, "-m", "benchmarks.weight_only", "--compile", str(model)]
         environment = {**os.environ, "TMPDIR": str(place)}
         done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
         if done.returncode:
@@ -110,6 +82,22 @@ def large(gigabytes: float, folder: Path | None) -> None:
         shutil.rmtree(place, ignore_errors=True)
 
 
+def compile_large(model: Path) -> tuple[int, int]:
+    """Compiles a model with 4-bit weights beside it; returns the artifact's bytes and the peak in bytes."""
+    platform = load_platform(DEVICE, "onnxruntime")
+    job = Job(
+        name="large",
+        parts={"model": PartSource(model)},
+        platform=platform,
+        target=make_target(platform),
+        output=model.parent / "built",
+        steps=make_steps([("weight-only", {"bits": 4})]),
+    )
+    with Watch() as watch:
+        outcome = compile_job(job, Store(model.parent / "store"))
+    return sum(path.stat().st_size for path in outcome.path.glob("model.*")), watch.peak
+
+
 def main() -> None:
     """Measures the models named, or all of them, each in a process of its own."""
     parser = argparse.ArgumentParser()
@@ -120,7 +108,11 @@ def main() -> None:
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--large", type=float, help="GB of a model that is written for this")
     parser.add_argument("--folder", type=Path, help="where to write it; the temporary folder by default")
+    parser.add_argument("--compile", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.compile:
+        print(*compile_large(options.compile), time.process_time())
+        return
     if options.large:
         large(options.large, options.folder)
         return

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import onnx_ir as ir
+from networks import Net, attention_net, residual_net
 
 from edgeopt.graph.placement import place
 from edgeopt.graph.quantization import Site
 from edgeopt.platform import OperatorRule, QuantizationRules, TensorRule, load_runtime
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "passes"))
-
-from networks import Net, attention_net, residual_net
 
 _RULES = load_runtime("onnxruntime").at("1.32.0").quantization
 assert _RULES is not None

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 from collections.abc import Iterator
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -16,6 +13,7 @@ import pytest
 from networks import attention_net, rows
 from onnx import TensorProto, helper, numpy_helper
 
+from benchmarks import fusions
 from edgeopt import passes
 from edgeopt.graph import proof
 from edgeopt.graph.opset import raise_opset
@@ -27,16 +25,6 @@ from edgeopt.platform import load_runtime
 
 N = helper.make_node
 F = np.float32
-ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope="module")
-def fusions() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("fusions", ROOT / "benchmarks" / "fusions.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def platform(version: str = "1.32") -> Context:
@@ -69,7 +57,7 @@ def fused(name: str, before: ir.Model, context: Context | None = None) -> tuple[
     return [node.op_type for node in after.graph if node.op_type != "Constant"], change
 
 
-def test_every_block_of_the_benchmark_is_fused(fusions: ModuleType) -> None:
+def test_every_block_of_the_benchmark_is_fused() -> None:
     for block in fusions.BLOCKS:
         for name, proto, feeds in block():
             if sum(array.size for array in feeds.values()) > 50_000:

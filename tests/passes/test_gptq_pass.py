@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import onnx_ir as ir
 import pytest
+from networks import Net, Rows, attention_net, residual_net, rows
 
 from edgeopt import fidelity, passes
 from edgeopt.errors import PassError, UserError
@@ -17,10 +15,6 @@ from edgeopt.passes import Change, Context, Facets, Pass
 from edgeopt.passes._least_squares import Moments, best_weights, residual, round_columns
 from edgeopt.passes._products import read_product
 from edgeopt.platform import load_platform
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-from networks import Net, Rows, attention_net, residual_net, rows
 
 
 def apply(name: str, model: ir.Model, samples: Rows, teacher: ir.Model, **options: object) -> Change:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 import pytest
+from networks import Net, Rows, attention_net, residual_net, rows
 
 from edgeopt import fidelity, passes
 from edgeopt.errors import PassError, UserError
@@ -20,10 +20,6 @@ from edgeopt.passes.gptq import Gptq
 from edgeopt.platform import load_platform
 from edgeopt.stepping import State, Stepper
 from edgeopt.steps import Store
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-from networks import Net, Rows, attention_net, residual_net, rows
 
 
 def facets(samples: Rows | None) -> Facets:

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import onnx_ir as ir
+from networks import Net, Rows, residual_net, rows
 
 from edgeopt import fidelity, passes
 from edgeopt.graph.execute import Executor
 from edgeopt.passes import Change, Context, Facets, Pass
 from edgeopt.platform import load_platform
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-from networks import Net, Rows, residual_net, rows
 
 
 def apply(name: str, model: ir.Model, samples: Rows, **options: object) -> Change:

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 import onnxruntime
 import pytest
+from networks import Net, rows
 
 from edgeopt import passes, targets
 from edgeopt.graph.execute import Executor
 from edgeopt.graph.quantization import QuantParams, Site, read, write
 from edgeopt.passes import Context, Facets, Pass
 from edgeopt.platform import load_platform
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "passes"))
-
-from networks import Net, rows
 
 LEVELS = [
     onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from networks import Net, attention_net, residual_net, rows
 
 from edgeopt import fidelity, passes, targets
 from edgeopt.errors import ModelError, OutputError, RuntimeFailure
@@ -16,10 +16,6 @@ from edgeopt.graph.execute import Executor
 from edgeopt.graph.quantization import read
 from edgeopt.passes import Context, Facets, Pass
 from edgeopt.platform import Platform, load_device, load_platform, load_runtime
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "passes"))
-
-from networks import Net, attention_net, residual_net, rows
 
 PI = load_platform("raspberry-pi-4", "onnxruntime")
 
