@@ -78,7 +78,8 @@ class Quantize(Plan):
             (``int8``; ``residual-int16`` with 16 bits for a transformer's residual sums).
         activation_bits: 8, or 16 for activations of static int8.
         equalize: Equalize the ranges of channels before static int8.
-        fidelity: Below this many dB on the validation samples layers return to float; 0 never does.
+        fidelity: Below this many dB on the validation samples layers return to float; 0 never does, and
+            ``throughout`` never does either.
         effort: ``default`` solves for the weights in closed form, ``more`` trains them as well, which
             needs torch (without it the same as ``default``), ``minimal`` does nothing where static int8
             meets ``fidelity``.
@@ -160,7 +161,8 @@ class Quantize(Plan):
         if unsolved and _reached(ledger) < FAITHFUL and _in_vain(ledger) < IN_VAIN:
             return BiasCorrection()
         recovered = isinstance(last, (StaticInt8, Gptq, BiasCorrection, Reconstruct))
-        return RestoreFloat(self.fidelity) if recovered and self.fidelity > 0 else None
+        returns = self.fidelity > 0 and self.throughout == "no"  # integer-only hardware has no float
+        return RestoreFloat(self.fidelity) if recovered and returns else None
 
     def _ended(self, context: Context, ledger: Sequence[Entry]) -> EndPlan:
         """What stands in the ledger where the processor time is spent."""

@@ -186,6 +186,15 @@ def test_layers_that_int8_ruins_return_to_float() -> None:
     assert decibels(model, quantized, samples) >= 20
 
 
+def test_no_layer_returns_to_float_where_everything_is_integers() -> None:
+    model, samples = attention_net(), rows((6, 32))
+    wanted = 200.0  # dB that no int8 reaches
+    _, ledger = quantize(model, samples, fidelity=wanted)
+    assert ledger[-1].step.name == "restore-float"
+    _, ledger = quantize(model, samples, fidelity=wanted, throughout="int8")
+    assert "restore-float" not in [entry.step.name for entry in ledger]
+
+
 def test_options_are_checked() -> None:
     with pytest.raises(UserError, match="scheme"):
         passes.make("quantize", {"scheme": "static-int"})
