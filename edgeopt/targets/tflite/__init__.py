@@ -28,6 +28,7 @@ from edgeopt.targets.tflite.legalize import legalize
 from edgeopt.targets.tflite.lower import lower
 from edgeopt.targets.tflite.scores import keep_scores
 from edgeopt.targets.tflite.session import TfliteSession
+from edgeopt.targets.tflite.shuffles import order_channels
 from edgeopt.targets.tflite.slopes import fit_slopes
 
 FILE = "model.tflite"
@@ -120,6 +121,7 @@ class Tflite(Target):
         name_nodes(model)
         make_static(model, parse_shapes(self.shape))
         change = legalize(model)
+        change += order_channels(model)
         if change.rewrites:
             refresh(model)
         integers = keep_scores(model) if self.io == "float" else Change()

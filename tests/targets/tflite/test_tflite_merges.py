@@ -125,7 +125,7 @@ def test_overlapping_slices_stay(tmp_path):
     assert codes(given, tmp_path) == ["SLICE", "SLICE", "ADD"]
 
 
-def test_a_channel_shuffle_is_one_transpose(tmp_path):
+def test_a_channel_shuffle_whose_order_counts_is_one_transpose(tmp_path):
     def unit(source: str, target: str) -> list:
         return [
             node("Slice", f"{source},zero,four,one", f"{target}_a"),
@@ -134,7 +134,8 @@ def test_a_channel_shuffle_is_one_transpose(tmp_path):
             node("Concat", f"{target}_a,{target}_c", f"{target}_d", axis=1),
             node("Reshape", f"{target}_d,split", f"{target}_e"),
             node("Transpose", f"{target}_e", f"{target}_f", perm=[0, 2, 1, 3, 4]),
-            node("Reshape", f"{target}_f,joined", target),
+            node("Reshape", f"{target}_f,joined", f"{target}_g"),
+            node("Mul", f"{target}_g,each", target),
         ]
 
     given = model(
@@ -149,6 +150,7 @@ def test_a_channel_shuffle_is_one_transpose(tmp_path):
         {
             "v": weight(8, 8, 1, 1),
             "w": weight(4, 4, 1, 1),
+            "each": weight(1, 8, 1, 1),
             "split": np.array([1, 2, 4, 6, 6]),
             "joined": np.array([1, 8, 6, 6]),
             **{name: np.array([n]) for name, n in (("zero", 0), ("one", 1), ("four", 4), ("eight", 8))},
