@@ -19,7 +19,7 @@ def layers_of(gigabytes: float) -> int:
 
 
 def write(folder: Path, layers: int) -> Path:
-    """Writes ``large.onnx`` and ``large.data``: products, and nodes that do nothing between them."""
+    """Writes ``large.onnx`` and ``large.data``: products, ReLUs and nodes that do nothing."""
     random = np.random.default_rng(0)
     nodes, weights, offset, last = [], [], 0, "x"
     with (folder / "large.data").open("wb") as data:
@@ -35,10 +35,11 @@ def write(folder: Path, layers: int) -> Path:
             weights.append(weight)
             nodes.append(helper.make_node("Identity", [last], [f"i{layer}"]))
             nodes.append(helper.make_node("MatMul", [f"i{layer}", f"w{layer}"], [f"m{layer}"]))
-            last = f"m{layer}"
+            nodes.append(helper.make_node("Relu", [f"m{layer}"], [f"r{layer}"]))  # or products would merge
+            last = f"r{layer}"
         data.flush()
         os.fsync(data.fileno())
-    nodes.append(helper.make_node("Relu", [last], ["y"]))
+    nodes.append(helper.make_node("Sigmoid", [last], ["y"]))
     inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", WIDTH])]
     outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", WIDTH])]
     graph = helper.make_graph(nodes, "large", inputs, outputs, weights)

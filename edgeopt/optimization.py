@@ -67,24 +67,20 @@ def optimize(
         seed: The seed of the inputs that proofs run on.
 
     Returns:
-        The optimized model. Above 2 GiB its weights stay external; use ``optimized`` and ``onnx_ir.save``.
+        The optimized model with its weights. Above 2 GiB use ``optimized`` and ``onnx_ir.save``.
 
     Raises:
         ModelError: The model cannot be loaded, or is too large for one proto.
         UserError: A pass is unknown or not exact.
     """
     result, _ = optimized(load(model, mapped=True), steps=steps, opset=opset, verify=verify, seed=seed)
-    size = sum(
-        value.const_value.nbytes
-        for graph in result.graphs()
-        for value in graph.initializers.values()
-        if value.const_value is not None and not isinstance(value.const_value, ir.ExternalTensor)
-    )
+    size = sum(tensor.nbytes for tensor in serialize.tensors(result))
     if size > LARGEST_PROTO:
         raise ModelError(
             "the optimized model is larger than one ONNX file can hold",
             hint="edgeopt optimize MODEL -o OUT.onnx, which writes the weights beside it",
         )
+    serialize.embed(result)
     return serialize.to_proto(result)
 
 

@@ -119,7 +119,7 @@ def write(model: ir.Model, output: Path) -> list[Path]:
     """
     import onnx_ir as ir
 
-    from edgeopt.graph.serialize import save, tensors
+    from edgeopt.graph.serialize import embed, save, tensors
 
     model.metadata_props[WRITTEN_BY] = f"edgeopt {__version__}"
     data = f"{output.name}.data" if sum(item.nbytes for item in tensors(model)) > ONE_FILE else None
@@ -128,7 +128,8 @@ def write(model: ir.Model, output: Path) -> list[Path]:
     except OSError as failure:
         raise OutputError(f"cannot write to {str(output.parent)!r}: {failure.strerror}") from None
     try:
-        if data is None and not any(isinstance(item, ir.ExternalTensor) for item in tensors(model)):
+        if data is None:
+            embed(model)
             save(model, folder / output.name)
         else:
             ir.save(model, folder / output.name, external_data=data)

@@ -64,6 +64,24 @@ def tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
                 yield value.const_value
 
 
+def embed(model: ir.Model) -> None:
+    """Takes constants out of external files, in place: large ones stay mapped, and none refers to a file.
+
+    Raises:
+        OSError: A file cannot be read.
+    """
+    for graph in graphs(model):
+        for value in graph.initializers.values():
+            tensor = value.const_value
+            if not isinstance(tensor, ir.ExternalTensor):
+                continue
+            array = tensor.numpy()
+            if tensor.nbytes < STREAMED:
+                array = array.copy()
+                tensor.release()
+            value.const_value = ir.Tensor(array, dtype=tensor.dtype, name=tensor.name)
+
+
 def to_proto(model: ir.Model) -> onnx.ModelProto:
     """The model as a proto; external tensors stay external.
 

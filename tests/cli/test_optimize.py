@@ -91,3 +91,29 @@ def test_the_same_from_python(model: Path) -> None:
     assert len(proto.graph.node) == 3
     with pytest.raises(UserError, match="there is no pass"):
         edgeopt.optimize(model, steps=["no-such-pass"])
+
+
+@pytest.mark.parametrize("width", [4, 4096])
+def test_external_weights_come_along(tmp_path: Path, width: int) -> None:
+    """As torch's exporter writes them: small and large ones, in a file beside the model."""
+    weight = np.random.default_rng(0).normal(size=(8, width)).astype(np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["x"], ["a"]), helper.make_node("MatMul", ["a", "w"], ["y"])],
+        "test",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", width])],
+        [numpy_helper.from_array(weight, "w")],
+    )
+    source, other = tmp_path / "source", tmp_path / "other"
+    source.mkdir()
+    other.mkdir()
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    model = source / "model.onnx"
+    onnx.save(proto, model, save_as_external_data=True, location="model.onnx.data", size_threshold=0)
+    assert call(["optimize", str(model), "-o", str(other / "out.onnx")]) == 0
+    optimized = edgeopt.optimize(model)
+    for path in source.iterdir():
+        path.unlink()
+    for written in (onnx.load(other / "out.onnx"), optimized):
+        np.testing.assert_array_equal(numpy_helper.to_array(written.graph.initializer[0]), weight)
+    assert [path.name for path in other.iterdir()] == ["out.onnx"]
