@@ -23,6 +23,7 @@ from edgeopt.graph.change import Change
 from edgeopt.graph.cost import model_size
 from edgeopt.graph.execute import Executor
 from edgeopt.graph.names import name_nodes
+from edgeopt.graph.quantization import with_rounded_constants
 from edgeopt.graph.shapes import without_weights
 from edgeopt.harness import Harness
 from edgeopt.job import Job, default_passes, make_steps
@@ -302,7 +303,8 @@ class Corridor:
             memory = predict.peak_memory(int(size.value), state.model, self.job.platform, part.shapes)
             found = [size, latency, memory]
             if validation is not None and part.validate is not None:
-                with Executor(part.original, optimize=True) as expected, Executor(state.model) as actual:
+                simulated = with_rounded_constants(state.model)
+                with Executor(part.original, optimize=True) as expected, Executor(simulated) as actual:
                     near = compare(expected.run, actual.run, part.validate.feeds())
                 if near.value is not None:
                     found.append(

@@ -18,7 +18,7 @@ from edgeopt.graph.observers import (
     parameters,
 )
 from edgeopt.graph.placement import Placement, place
-from edgeopt.graph.quantization import Parameters, QuantParams, Site, write
+from edgeopt.graph.quantization import Parameters, QuantParams, Site, with_rounded_constants, write
 from edgeopt.graph.thresholds import PERCENTILE, Method
 from edgeopt.passes._leaky import around
 from edgeopt.passes.base import Samples
@@ -101,7 +101,8 @@ def worth(model: ir.Model, params: Parameters, calls: Calls) -> float:
     """Returns the fidelity in dB of a model with some quantization to itself without."""
     quantized = model.clone()
     write(quantized, params)
-    with Executor(model, optimize=True) as reference, Executor(quantized) as executor:
+    simulated = with_rounded_constants(quantized)
+    with Executor(model, optimize=True) as reference, Executor(simulated) as executor:
         return fidelity.compare(reference.run, executor.run, calls).figure
 
 

@@ -24,7 +24,7 @@ from edgeopt.graph.change import Change, Rewrite, Skipped
 from edgeopt.graph.execute import Executor
 from edgeopt.graph.names import name_nodes, original_names
 from edgeopt.graph.placement import is_constant
-from edgeopt.graph.quantization import read, strip
+from edgeopt.graph.quantization import read, strip, with_rounded_constants
 from edgeopt.passes._calibration import WORTH, Calls
 from edgeopt.passes._judge import estranged
 from edgeopt.passes.base import Context, Facet, Keeps, Pass, Stage
@@ -91,11 +91,12 @@ class BiasCorrection(Pass):
         before = None if judging is None else _worth(original, model, judging)
         tapped = {layer: nodes[layer.node].outputs[0].name or "" for layer in chosen}
         wanted = _means(plain, {tapped[layer]: layer.axis for layer in chosen}, calls)
-        own = {node.name: node.outputs[0].name or "" for node in model.graph}
         old = {layer.bias: model.graph.initializers[layer.bias].const_value for layer in chosen}
         for layer in context.progress(chosen, "bias correction", len(chosen)):
-            name = own[layer.node]
-            got = _means(model, {name: layer.axis}, calls)[name]
+            simulated = with_rounded_constants(model)
+            (node,) = (node for node in simulated.graph if node.name == layer.node)
+            name = node.outputs[0].name or ""
+            got = _means(simulated, {name: layer.axis}, calls)[name]
             value = model.graph.initializers[layer.bias]
             assert value.const_value is not None
             array = value.const_value.numpy()
@@ -167,5 +168,6 @@ def _means(
 
 
 def _worth(original: ir.Model, model: ir.Model, calls: Iterable[dict[str, np.ndarray]]) -> float:
-    with Executor(original, optimize=True) as reference, Executor(model) as executor:
+    simulated = with_rounded_constants(model)
+    with Executor(original, optimize=True) as reference, Executor(simulated) as executor:
         return fidelity.compare(reference.run, executor.run, calls).figure

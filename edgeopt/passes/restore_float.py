@@ -20,7 +20,7 @@ from edgeopt import fidelity
 from edgeopt.graph.change import Change, Rewrite
 from edgeopt.graph.execute import Executor
 from edgeopt.graph.names import name_nodes, original_names
-from edgeopt.graph.quantization import QuantParams, Site, read, strip, write
+from edgeopt.graph.quantization import QuantParams, Site, read, strip, with_rounded_constants, write
 from edgeopt.passes.base import Context, Facet, Keeps, Pass, Samples, Stage
 
 Quantization = Mapping[Site, list[QuantParams]]
@@ -164,7 +164,7 @@ class _Trial:
     def fidelity(self, params: Quantization, count: int) -> float:
         model = self.plain.clone()
         write(model, params)
-        with Executor(model) as executor:
+        with Executor(with_rounded_constants(model)) as executor:
             return fidelity.compare(self.reference.run, executor.run, self.calls(count)).figure
 
     def ranked(self, context: Context) -> dict[str, float]:

@@ -17,6 +17,7 @@ from edgeopt.graph.quantization import (
     quantize_array,
     read,
     strip,
+    with_rounded_constants,
     write,
 )
 
@@ -168,6 +169,30 @@ def test_a_written_model_runs(case: tuple[ir.Model, dict[Site, list[QuantParams]
     write(model, params)
     with Executor(model) as executor:
         assert list(executor.run({"x": np.ones((4, 4), np.float32)})) == names
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+@given(quantized())
+def test_constants_that_were_rounded_before_compute_the_same(
+    case: tuple[ir.Model, dict[Site, list[QuantParams]]],
+) -> None:
+    model, params = case
+    write(model, params)
+    before, feeds = text(model), {"x": np.linspace(-2, 2, 16, dtype=np.float32).reshape(4, 4)}
+    simulated = with_rounded_constants(model)
+    assert text(model) == before
+    with Executor(model) as one, Executor(simulated) as other:
+        expected, actual = one.run(feeds), other.run(feeds)
+    assert list(expected) == list(actual)
+    for name, array in expected.items():
+        np.testing.assert_allclose(actual[name], array, rtol=1e-5, atol=1e-5)
+
+
+def test_rounded_constants_need_no_quantization() -> None:
+    model = linear()
+    write(model, {Site("w"): [QuantParams(ir.DataType.INT8, np.full(3, 0.01, np.float32), None, 0)]})
+    simulated = with_rounded_constants(model)
+    assert [node.op_type for node in simulated.graph] == ["Gemm"]
 
 
 def linear(bias: bool = True) -> ir.Model:

@@ -27,6 +27,7 @@ from edgeopt.graph.quantization.parameters import (
     spread,
 )
 from edgeopt.graph.quantization.reading import read, strip
+from edgeopt.graph.quantization.rounding import with_rounded_constants
 from edgeopt.graph.quantization.writing import FIRST_OPSET, fold, write
 
 __all__ = [
@@ -44,5 +45,6 @@ __all__ = [
     "read",
     "spread",
     "strip",
+    "with_rounded_constants",
     "write",
 ]
