@@ -1,4 +1,4 @@
-"""Reading the primitives that layer and root mean square normalization share out of a graph."""
+"""Reading the primitives that normalizations share out of a graph."""
 
 from __future__ import annotations
 
@@ -80,4 +80,42 @@ def with_constant(
         numbers = constant(other) if one is value else None
         if numbers is not None and numbers.shape == sizes:
             return reader, numbers
+    return None
+
+
+def scaled_and_shifted(
+    value: ir.Value, channels: int, rank: int
+) -> tuple[np.ndarray, np.ndarray, list[ir.Node]]:
+    """Reads what follows a value: a product with one constant a channel, then a sum with one.
+
+    Returns:
+        Scale and shift, float32 [channels], 1 and 0 where there are none; and the nodes, in order.
+    """
+    scale, shift = np.ones(channels, np.float32), np.zeros(channels, np.float32)
+    nodes = []
+    scaling = _per_channel(value, "Mul", channels, rank)
+    if scaling is not None:
+        scale, value = scaling[1], scaling[0].outputs[0]
+        nodes.append(scaling[0])
+    shifting = _per_channel(value, "Add", channels, rank)
+    if shifting is not None:
+        shift = shifting[1]
+        nodes.append(shifting[0])
+    return scale, shift, nodes
+
+
+def _per_channel(
+    value: ir.Value, operator: str, channels: int, rank: int
+) -> tuple[ir.Node, np.ndarray] | None:
+    """The only reader of a value, where it combines it with one constant a channel."""
+    reader = sole_reader(value)
+    if reader is None or reader.op_type != operator:
+        return None
+    for one, other in operands(reader):
+        numbers = constant(other) if one is value else None
+        if numbers is None or numbers.ndim > rank or numbers.dtype != np.float32:
+            continue
+        aligned = numbers.reshape((1,) * (rank - numbers.ndim) + numbers.shape)
+        if aligned.shape == (1, channels, *[1] * (rank - 2)) or numbers.size == 1:
+            return reader, np.ascontiguousarray(np.broadcast_to(aligned.reshape(-1), (channels,)))
     return None

@@ -17,7 +17,7 @@ import onnx_ir as ir
 from edgeopt.graph.rewriting import NoMatch, Replacement, Result, constant, initializer, node, rule
 from edgeopt.graph.shapes import dims
 from edgeopt.passes._fusion import Fusion, too_old
-from edgeopt.passes.fuse_instance_norm import per_channel
+from edgeopt.passes._normalization import scaled_and_shifted
 
 SINCE = 21
 
@@ -39,19 +39,12 @@ def fuse(split: ir.Node, norm: ir.Node, join: ir.Node) -> Result:
         return NoMatch("the groups are scaled or shifted")
     if reason := too_old(join, "GroupNormalization", SINCE):
         return reason
-    nodes, last = [split, norm, join], join.outputs[0]
-    gamma, beta = np.ones(channels, np.float32), np.zeros(channels, np.float32)
-    scaling = per_channel(last, "Mul", channels, len(shape))
-    if scaling is not None:
-        gamma, last = scaling[1], scaling[0].outputs[0]
-        nodes.append(scaling[0])
-    shifting = per_channel(last, "Add", channels, len(shape))
-    if shifting is not None:
-        beta, last = shifting[1], shifting[0].outputs[0]
-        nodes.append(shifting[0])
+    gamma, beta, affine = scaled_and_shifted(join.outputs[0], channels, len(shape))
+    nodes = [split, norm, join, *affine]
     inputs = [x, initializer(f"{norm.name}.gamma", gamma), initializer(f"{norm.name}.beta", beta)]
     attributes = {"num_groups": count, "epsilon": norm.attributes.get_float("epsilon", 1e-5)}
-    return Replacement({last: node("GroupNormalization", inputs, attributes).outputs[0]}, nodes)
+    fused = node("GroupNormalization", inputs, attributes)
+    return Replacement({nodes[-1].outputs[0]: fused.outputs[0]}, nodes)
 
 
 @dataclass(frozen=True)
