@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from tflite_models import convert, error, model, node
 
@@ -68,6 +69,47 @@ def test_a_mean_drops_the_axes_that_a_flatten_would(tmp_path):
     )
     assert error(given, tmp_path) < 1e-5
     assert codes(given, tmp_path) == ["CONV_2D", "MEAN", "FULLY_CONNECTED"]
+
+
+def pooled(size: int, activation: str = "Relu", **pooling) -> ir.Model:
+    return model(
+        [
+            node("Conv", "x,w", "c", strides=[2, 2], pads=[1, 1, 1, 1]),
+            node(activation, "c", "r"),
+            node("MaxPool", "r", "y", **pooling),
+        ],
+        {"x": [1, 3, size, size]},
+        ["y"],
+        {"w": weight(6, 3, 3, 3)},
+    )
+
+
+HALVED = {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 1, 1]}
+
+
+def test_a_convolution_makes_one_row_more_rather_than_have_it_padded(tmp_path):
+    assert error(pooled(64, **HALVED), tmp_path) < 1e-5
+    assert codes(pooled(64, **HALVED), tmp_path) == ["PAD", "CONV_2D", "MAX_POOL_2D", "SLICE"]
+
+
+def test_a_pooling_that_is_same_as_it_is_needs_no_row_more(tmp_path):
+    assert error(pooled(65, **HALVED), tmp_path) < 1e-5
+    assert codes(pooled(65, **HALVED), tmp_path) == ["CONV_2D", "MAX_POOL_2D"]
+
+
+@pytest.mark.parametrize("size", range(54, 60))
+@pytest.mark.parametrize(
+    "pooling",
+    [
+        HALVED,
+        HALVED | {"ceil_mode": 1},
+        HALVED | {"pads": [1, 0, 0, 1]},
+        HALVED | {"kernel_shape": [5, 4], "strides": [3, 1], "pads": [2, 1, 2, 1]},
+        HALVED | {"kernel_shape": [2, 3], "strides": [1, 3], "pads": [1, 1, 0, 0]},
+    ],
+)
+def test_poolings_behind_convolutions_of_all_sizes(tmp_path, size, pooling):
+    assert error(pooled(size, **pooling), tmp_path) < 1e-5
 
 
 @pytest.mark.parametrize("activation", ["Relu", "Neg"])
