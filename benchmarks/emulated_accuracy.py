@@ -3,8 +3,9 @@
 ``python -m benchmarks.emulated_accuracy [--samples 200] [--rows FILE] [--table] [NAME]...`` compiles each
 model in float and in int8, runs each artifact on the emulated Cortex-A72, A76 and A53 and on the host on the
 same evaluation samples, and counts the instructions of one inference in two processes of their own. It
-appends one line of JSON to FILE as soon as a combination is done and skips those that are in it, so it can be
-stopped; then it prints the tables. The emulator must be set up (``edgeopt emulator setup``).
+appends one line of JSON to FILE as soon as a combination is done and skips those that are in it with the very
+artifact that edgeopt makes now, so it can be stopped; then it prints the tables. The emulator must be set up
+(``edgeopt emulator setup``).
 
 Every difference is between the same artifact here and there: the quantization has no part in it.
 """
@@ -17,6 +18,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ import numpy as np
 
 from benchmarks.zoo.compiling import make_job
 from benchmarks.zoo.models import ENTRIES, open_entry
-from edgeopt.artifact import is_artifact, open_artifact
+from edgeopt.artifact import open_artifact
 from edgeopt.compilation import compile_job
 from edgeopt.data import SeededSamples
 from edgeopt.errors import EdgeoptError
@@ -39,6 +41,8 @@ CORES = ("cortex-a72", "cortex-a76", "cortex-a53")
 """The A72 and A53 differ in LiteRT's kernels for the in-order core, the A76 has dot products."""
 PRECISIONS = ("static-int8", "float32")
 CALIBRATION = 64
+BEFORE: dict[str, list[tuple[str, dict[str, Any]]]] = {"kws_dscnn_rescaled": [("equalize-channels", {})]}
+"""Passes before quantization: that model's channels differ so much in scale that plain int8 guesses."""
 
 
 @dataclass(frozen=True)
@@ -93,16 +97,23 @@ class Beside(Session):
         return found
 
 
-def artifact(one: Combination, work: Path) -> Path:
-    """Compiles a combination's artifact, once for all cores with equal rules."""
+def artifact(one: Combination, work: Path, fresh: set[Path]) -> Path:
+    """Compiles a combination's artifact, once for all cores with equal rules.
+
+    Args:
+        one: The combination.
+        work: The folder of artifacts.
+        fresh: Those that this process has compiled, added to.
+    """
     rules = "dotprod" if one.target == "onnxruntime" and one.core == "cortex-a76" else "plain"
     output = work / f"{one.model}-{one.precision}-{one.target}-{rules}"
-    if is_artifact(output):
+    if output in fresh:
         return output
+    fresh.add(output)
     steps = structure_passes()
     if one.precision != "float32":
         options = {"samples": CALIBRATION, "observer": "min-max"} if one.precision == "static-int8" else {}
-        steps.append((one.precision, options))
+        steps += [*BEFORE.get(one.model, []), (one.precision, options)]
     job = make_job(one.model, output, one.core, one.target)
     compile_job(replace(job, steps=make_steps(steps), limit=16, force=True))
     return output
@@ -125,6 +136,7 @@ def measure(one: Combination, folder: Path, samples: int) -> dict[str, Any]:
         )  # fmt: skip
     row: dict[str, Any] = {
         "key": one.key,
+        "files": files_of(folder),
         "samples": samples,
         "metric": found.artifact.quantity if found.artifact else "",
         "host": found.original.value if found.original else None,
@@ -145,6 +157,13 @@ def measure(one: Combination, folder: Path, samples: int) -> dict[str, Any]:
     ]
     row["wall"] = time.monotonic() - started
     return row
+
+
+def files_of(folder: Path) -> str:
+    """A digest of an artifact's model files, without what names versions of edgeopt."""
+    files = open_artifact(folder).manifest["files"]
+    models = {file["path"]: file["sha256"] for file in files if file["role"] == "model"}
+    return sha256(json.dumps(models, sort_keys=True).encode()).hexdigest()
 
 
 def count(one: Combination, folder: Path) -> Any:
@@ -197,16 +216,20 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="print the tables of the rows that are there")
     options = parser.parse_args()
     options.rows.parent.mkdir(parents=True, exist_ok=True)
-    rows = _read(options.rows)
+    rows, fresh = _read(options.rows), set[Path]()
     for one in combinations(tuple(options.names) or MODELS) if not options.table else ():
-        if any(row["key"] == one.key and row["samples"] >= options.samples for row in rows):
-            continue
         try:
-            row = measure(one, artifact(one, options.rows.parent), options.samples)
+            folder = artifact(one, options.rows.parent, fresh)
+            wanted = one.key, files_of(folder)
+            if any(
+                (row["key"], row["files"]) == wanted and row["samples"] >= options.samples for row in rows
+            ):
+                continue
+            row = measure(one, folder, options.samples)
         except EdgeoptError as failure:
             print(f"{one.key}: {failure.message}", file=sys.stderr, flush=True)
             continue
-        rows.append(row)
+        rows = [*(kept for kept in rows if kept["key"] != one.key), row]
         with options.rows.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         print(f"{one.key}: {row['wall']:.0f} s", file=sys.stderr, flush=True)
@@ -214,9 +237,12 @@ def main() -> None:
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file; of those with one key, the last."""
     if not path.is_file():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+    lines = path.read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines if line.endswith("}")]
+    return list({row["key"]: row for row in rows}.values())
 
 
 if __name__ == "__main__":

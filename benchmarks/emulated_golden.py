@@ -49,6 +49,7 @@ same, and models deeper than those tried here pass more of it on."""
 
 def artifacts(names: tuple[str, ...], work: Path) -> Iterator[tuple[str, str, str, Path]]:
     """Model, precision, runtime and folder of everything that is to be checked."""
+    fresh = set[Path]()
     for target, precisions in PRECISIONS.items():
         for precision in precisions:
             for model in names:
@@ -59,7 +60,7 @@ def artifacts(names: tuple[str, ...], work: Path) -> Iterator[tuple[str, str, st
                 cores = ("cortex-a72", "cortex-a76") if precision == "static-int8" else ("cortex-a72",)
                 for core in cores[: 1 if target == "tflite" else None]:
                     try:
-                        folder = artifact(Combination(model, precision, target, core), work)
+                        folder = artifact(Combination(model, precision, target, core), work, fresh)
                     except EdgeoptError as failure:
                         print(f"{model} {precision} {target}: {failure.message}", file=sys.stderr)
                         continue

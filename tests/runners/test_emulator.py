@@ -16,7 +16,7 @@ from edgeopt.cores import known_cores
 from edgeopt.errors import EdgeoptError, IntegrityError, ProfileError, UnreachableError, UserError
 from edgeopt.platform import load_device, profile_names
 from edgeopt.runners import find
-from edgeopt.runners.emulator import apt, boards, bundle, counter, counts, place, qemu, setup, system, wheels
+from edgeopt.runners.emulator import apt, boards, bundle, counter, counts, place, qemu, setup, wheels
 
 QEMU_72 = (
     "a64fx",
@@ -139,17 +139,17 @@ def script(folder: Path, name: str, text: str) -> None:
 
 def test_no_apt_is_said(tools: Path, tmp_path: Path) -> None:
     with pytest.raises(UnreachableError, match="there is no apt-get") as failure:
-        apt.Apt(tmp_path, ["amd64", "arm64"])
+        apt.Apt(tmp_path, "arm64")
     assert "--bundle" in str(failure.value)
 
 
 def test_apt_keeps_to_its_own_folders(tools: Path, tmp_path: Path) -> None:
     for name in ("apt-get", "dpkg-deb"):
         script(tools, name, "exit 0")
-    words = apt.Apt(tmp_path, ["amd64", "arm64"]).options()
+    words = apt.Apt(tmp_path, "arm64").options()
     assert words[0::2] == ["-o"] * (len(words) // 2)
     options = dict(word.split("=", 1) for word in words[1::2])
-    assert options["APT::Architectures"] == "amd64,arm64"
+    assert options["APT::Architectures"] == "arm64"
     for key in (
         "Dir::State",
         "Dir::State::Lists",
@@ -174,7 +174,7 @@ def test_what_apt_says_becomes_one_sentence(tools: Path, tmp_path: Path, said: s
     script(tools, "dpkg-deb", "exit 0")
     script(tools, "apt-get", f"echo {json.dumps(said)} >&2; exit 100")
     with pytest.raises(UnreachableError, match=message) as failure:
-        apt.Apt(tmp_path, ["amd64"]).fetch(["qemu-user"])
+        apt.Apt(tmp_path, "amd64").fetch(["qemu-user"])
     assert failure.value.hint
 
 
@@ -182,7 +182,7 @@ def test_sources_without_arm_packages_are_told_from_other_trouble(tools: Path, t
     script(tools, "dpkg-deb", "exit 0")
     script(tools, "apt-get", "echo 'E: Unable to locate package python3-minimal:arm64' >&2; exit 100")
     with pytest.raises(apt.Missing, match="Unable to locate"):
-        apt.Apt(tmp_path, ["amd64"]).fetch(["python3-minimal:arm64"])
+        apt.Apt(tmp_path, "amd64").fetch(["python3-minimal:arm64"])
 
 
 def test_further_sources_stand_beside_the_machines_own(tools: Path, tmp_path: Path) -> None:
@@ -190,12 +190,12 @@ def test_further_sources_stand_beside_the_machines_own(tools: Path, tmp_path: Pa
         script(tools, name, "exit 0")
     further = tmp_path / "ports.sources"
     further.write_text("Types: deb\n")
-    made = apt.Apt(tmp_path / "apt", ["amd64", "arm64"], further)
+    made = apt.Apt(tmp_path / "apt", "arm64", further)
     made.prepare()
     assert (tmp_path / "apt/sources/edgeopt-further.sources").read_text() == "Types: deb\n"
     assert f"Dir::Etc::sourceparts={tmp_path / 'apt/sources'}" in made.options()
     with pytest.raises(UserError, match="no file of sources"):
-        apt.Apt(tmp_path, ["amd64"], tmp_path / "none")
+        apt.Apt(tmp_path, "amd64", tmp_path / "none")
 
 
 def test_names_of_package_files() -> None:
@@ -315,7 +315,7 @@ def test_links_of_a_system_do_not_leave_it(tmp_path: Path) -> None:
     (tmp_path / "usr/lib/libz.so.1.2").write_text("z")
     (tmp_path / "lib.so").symlink_to("/usr/lib/libz.so.1.2")
     (tmp_path / "gone").symlink_to("/etc/passwd-of-nobody")
-    system._confine(tmp_path)
+    apt.confine(tmp_path)
     assert (tmp_path / "lib.so").resolve() == tmp_path / "usr/lib/libz.so.1.2"
     assert not (tmp_path / "gone").is_symlink()
 

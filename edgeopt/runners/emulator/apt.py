@@ -49,15 +49,23 @@ class Apt:
 
     Args:
         folder: Where its lists and downloads go.
-        architectures: Debian's names for them, this machine's own first.
+        architecture: Debian's name for it. One for each: an archive that lacks one fails as a whole.
         sources: A file of further sources.
+        alone: Those stand in the place of the machine's own.
 
     Raises:
         UnreachableError: There is no apt here.
         UserError: The file of sources is not there.
     """
 
-    def __init__(self, folder: Path, architectures: Sequence[str], sources: Path | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        architecture: str,
+        sources: Path | None = None,
+        *,
+        alone: bool = False,
+    ) -> None:
         for tool in ("apt-get", "dpkg-deb"):
             if shutil.which(tool) is None:
                 raise UnreachableError(
@@ -65,15 +73,16 @@ class Apt:
                     hint=f"{SETUP} --bundle FILE, with a bundle made where there is one "
                     "(edgeopt emulator bundle FILE)",
                 )
-        self.folder, self.architectures, self.sources = folder, tuple(architectures), sources
+        self.folder, self.architecture = folder, architecture
+        self.sources, self.alone = sources, alone
         if sources is not None and not sources.is_file():
             raise UserError(f"there is no file of sources {str(sources)!r}")
 
     def options(self) -> list[str]:
         """The options that keep apt to its folders."""
         values = {
-            "APT::Architecture": self.architectures[0],
-            "APT::Architectures": ",".join(self.architectures),
+            "APT::Architecture": self.architecture,
+            "APT::Architectures": self.architecture,
             "APT::Sandbox::User": "",  # as root it would become a user who cannot write here
             "APT::Install-Recommends": "false",
             "Dir::State": self.folder / "state",
@@ -89,6 +98,8 @@ class Apt:
         }
         if self.sources is not None:
             values["Dir::Etc::sourceparts"] = self.folder / "sources"
+        if self.alone:
+            values["Dir::Etc::sourcelist"] = "/dev/null"
         return [word for key, value in values.items() for word in ("-o", f"{key}={value}")]
 
     def prepare(self) -> None:
@@ -100,19 +111,49 @@ class Apt:
             own = self.folder / "sources"
             own.mkdir(exist_ok=True)
             usual = Path("/etc/apt/sources.list.d")
-            for path in [*sorted(usual.glob("*.list")), *sorted(usual.glob("*.sources")), self.sources]:
+            theirs = [*sorted(usual.glob("*.list")), *sorted(usual.glob("*.sources"))]
+            for path in [*(theirs if not self.alone else ()), self.sources]:
                 suffix = path.suffix if path.suffix in (".list", ".sources") else ".list"
                 name = path.stem if path is not self.sources else "edgeopt-further"
                 shutil.copyfile(path, own / f"{name}{suffix}")
 
     def update(self) -> None:
-        """Fetches the lists of packages; sources that fail are apt's to say, and missed later if needed."""
+        """Fetches the lists of packages; sources that fail are missed later, if they are needed.
+
+        Raises:
+            UnreachableError: There is no network, or no sources but ones that fail.
+        """
         self.prepare()
         for _ in range(3):  # a mirror in the midst of its own update gives lists that do not match
             done = self._run("update")
             if done.returncode == 0 and "Some index files failed" not in done.stderr:
                 return
             _explain(done.stderr)
+            if "404 " in done.stderr:  # an archive without the architecture, as Ubuntu's: it stays so
+                break
+        if self.alone:
+            said = [line[3:] for line in done.stderr.splitlines() if line.startswith(("E: ", "W: "))]
+            raise UnreachableError(
+                "apt cannot read its sources",
+                where=said[0] if said else str(self.sources),
+                hint=f"{SETUP} --bundle FILE, with a bundle made on another machine",
+            )
+
+    def candidate(self, package: str) -> str | None:
+        """The version of a package that would be fetched; ``None`` where the sources have none."""
+        for line in self._run("policy", package, tool="apt-cache").stdout.splitlines():
+            word, _, version = line.strip().partition(": ")
+            if word == "Candidate" and version != "(none)":
+                return version.partition(":")[2] or version
+        return None
+
+    def indexes(self, form: str) -> list[str]:
+        """One line for every list of packages, in apt's own words for such a line.
+
+        Args:
+            form: Such as ``$(ORIGIN) $(REPO_URI)``; see apt-get(8) on indextargets.
+        """
+        return self._run("indextargets", "--format", form, "Created-By: Packages").stdout.splitlines()
 
     def fetch(self, packages: Sequence[str]) -> list[Path]:
         """Downloads packages and all that they depend on.
@@ -138,8 +179,8 @@ class Apt:
             )
         return sorted(set((self.folder / "archives").glob("*.deb")) | before)
 
-    def _run(self, *words: str) -> subprocess.CompletedProcess[str]:
-        command = ["apt-get", *self.options(), "-q", *words]
+    def _run(self, *words: str, tool: str = "apt-get") -> subprocess.CompletedProcess[str]:
+        command = [tool, *self.options(), "-q", *words]
         return subprocess.run(
             command,
             stdin=subprocess.DEVNULL,
@@ -168,6 +209,22 @@ def unpack(packages: Sequence[Path], root: Path) -> None:
             raise UnreachableError(
                 f"the package {package.name} cannot be unpacked", where=done.stderr.strip()
             )
+    for name in ("lib", "lib64"):  # where /usr is merged, these links are a package's that nothing depends on
+        if (root / "usr" / name).is_dir() and not (root / name).exists():
+            (root / name).symlink_to(f"usr/{name}")
+    confine(root)
+
+
+def confine(root: Path) -> None:
+    """Makes absolute links relative ones, so that none leads to this machine's own files; dead ones go."""
+    for path in sorted(root.rglob("*")):
+        if path.is_symlink():
+            target = path.readlink()
+            if target.is_absolute():
+                path.unlink()
+                path.symlink_to(os.path.relpath(root / target.relative_to("/"), path.parent))
+            if not path.exists():
+                path.unlink()
 
 
 def name_of(package: Path) -> str:

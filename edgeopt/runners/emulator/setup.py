@@ -12,8 +12,9 @@ from functools import partial
 from pathlib import Path
 
 from edgeopt.errors import UnreachableError
-from edgeopt.runners.emulator import apt, counter, qemu, system
-from edgeopt.runners.emulator.place import SETUP, Arch, Place, check_host, native
+from edgeopt.runners.emulator import counter, qemu, system
+from edgeopt.runners.emulator.place import Arch, Place, check_host, native
+from edgeopt.runners.emulator.sources import Sources
 from edgeopt.watch import QUIET, Watch
 
 NEEDED = 700 << 20
@@ -64,12 +65,12 @@ def _steps(
             raise UnreachableError(f"the emulator does not run on {platform.machine()}")
         _check_room(place)
         wanted = list(dict.fromkeys([machine, *(system.DEBIAN[arch] for arch in archs)]))
-        source = _Source(place, wanted, sources)
+        source = Sources(place, wanted, sources)
         if missing or not shutil.which(qemu.BINARIES["aarch64"]):
             found.append(("read the lists of packages", source.update))
         if wants_qemu:
-            found.append(("fetch QEMU", lambda: qemu.make(place, source.optional([qemu.PACKAGE]))))
-        found += [(f"fetch the system for {arch}", partial(source.system, arch)) for arch in missing]
+            found.append(("fetch QEMU", lambda: notes.extend(source.make_qemu())))
+        found += [(f"fetch the system for {arch}", partial(source.make_system, arch)) for arch in missing]
     found += [
         (f"fetch the runtimes for {arch}", partial(system.make_runtimes, place, arch))
         for arch in archs
@@ -85,40 +86,6 @@ def _steps(
 
         found.append(("compile the counter", count))
     return found
-
-
-class _Source:
-    """The user's apt, prepared once."""
-
-    def __init__(self, place: Place, architectures: list[str], sources: Path | None) -> None:
-        self._place = place
-        self._apt = apt.Apt(place.folder / "downloads", architectures, sources)
-
-    def update(self) -> None:
-        self._apt.update()
-
-    def optional(self, packages: list[str]) -> list[Path] | None:
-        """Downloads packages; ``None`` where the sources have none."""
-        try:
-            fetched = self._apt.fetch(packages)
-        except apt.Missing:
-            return None
-        own = self._apt.architectures[0]
-        return [path for path in fetched if apt.debian_arch(path) in (own, "all")]
-
-    def system(self, arch: Arch) -> None:
-        """Downloads and unpacks a system."""
-        name = system.DEBIAN[arch]
-        try:
-            fetched = self._apt.fetch([f"{package}:{name}" for package in system.PACKAGES[arch]])
-        except apt.Missing as missing:
-            raise UnreachableError(
-                f"apt's sources have no packages for {name}",
-                where=str(missing),
-                hint=f"{SETUP} --sources FILE, naming sources that have them (Ubuntu keeps ARM on a mirror "
-                "of its own, ports), or --bundle FILE, made on another machine",
-            ) from None
-        system.make(self._place, arch, fetched)
 
 
 def _check_room(place: Place) -> None:

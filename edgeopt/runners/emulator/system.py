@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from collections.abc import Sequence
@@ -70,23 +69,11 @@ def make(place: Place, arch: Arch, packages: Sequence[Path]) -> None:
         for pattern in _UNUSED:
             for path in sorted(root.glob(pattern)):
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-        _confine(root)
+        apt.confine(root)  # links to what was not kept
         _link_alternatives(root)
         python = _python(root)
         names = sorted(path.name.rpartition("_")[0].replace("%3a", ":") for path in ours)
         describe(folder, {"python": python, "packages": names})
-
-
-def _confine(root: Path) -> None:
-    """Makes absolute links relative ones, and deletes those that lead nowhere."""
-    for path in sorted(root.rglob("*")):
-        if path.is_symlink():
-            target = path.readlink()
-            if target.is_absolute():
-                path.unlink()
-                path.symlink_to(os.path.relpath(root / target.relative_to("/"), path.parent))
-            if not path.exists():
-                path.unlink()
 
 
 def _link_alternatives(root: Path) -> None:
