@@ -1,11 +1,24 @@
 """Our default int8 beside the peers', on the same data in the same run.
 
-``EDGEOPT_ZOO=... python -m benchmarks.beside_int8_peers [--nncf PYTHON] [--quark PYTHON] [--settings A,B]
-[--device raspberry-pi-4] [NAME]...`` compiles every model named with our default plan and quantizes it with
-each setting of ``peer_int8.py`` whose environment is given (onnxruntime needs none of its own). All read the
-same first 256 calibration samples at most. Per row: fidelity to the float model over the evaluation inputs,
-top-1 agreement, the metric, the paired 95 % interval of ours minus theirs, bytes, processor seconds of the
-whole process, and host latency over the float model's (one thread, turn by turn, optimizations on).
+``EDGEOPT_ZOO=... python -m benchmarks.beside_int8_peers [NAME]... [--nncf PYTHON] [--quark PYTHON]
+[--ppq PYTHON] [--aimet PYTHON] [--settings best|A,B] [--keep FOLDER] [--device raspberry-pi-4]`` compiles
+every model named (all by default) with our default plan and quantizes it with settings of ``peer_int8.py``
+whose environment is given (onnxruntime needs none of its own): those that are best on that model, or those
+named. All read the same first 256 calibration samples at most. ``--keep`` keeps the peers' files with what
+they took, and takes them from there when model, calibration and setting are the same, so that a long training
+need not run again when only our side changed.
+
+Per row: the regime (``integer_products``) with the products in integers and the product outputs stored in 8
+bits; fidelity to the float model over the evaluation inputs; top-1 agreement and the metric, each with the
+paired 95 % interval of ours minus theirs; bytes; processor seconds of quantizing; and host latency over the
+float model's (one thread, turn by turn, optimizations on). The last column says what is asked of us against
+that peer and does not hold:
+
+- fidelity at least 1 dB above that of a peer of the same regime;
+- neither interval wholly below zero;
+- a file not larger;
+- a latency not larger: the peer is not faster beyond the noise of the comparison;
+- at most the peer's processor seconds or a minute, whichever is more.
 
 Models with several parts are left out: no peer quantizes a harness.
 """
@@ -13,62 +26,61 @@ Models with several parts are left out: no peer quantizes a harness.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import subprocess
 import sys
 import tempfile
-from itertools import islice
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.zoo.compiling import DEVICE, compare, make_job
+from benchmarks.integer_products import Regime, regime
+from benchmarks.peer_files import calibration, theirs
+from benchmarks.peer_int8 import SETTINGS
+from benchmarks.zoo.compiling import DEVICE, make_job
 from benchmarks.zoo.models import ENTRIES, open_entry
-from edgeopt import benchmark
+from edgeopt import benchmark, intervals
 from edgeopt.artifact import open_artifact
 from edgeopt.compilation import compile_job
 from edgeopt.data import SeededSamples
-from edgeopt.evaluate import judge
+from edgeopt.data.evaluation import unseal
+from edgeopt.data.samples import Call
+from edgeopt.errors import EdgeoptError
+from edgeopt.evidence import Evidence
+from edgeopt.fidelity import Fidelity
 from edgeopt.harness import record_calls
+from edgeopt.judgement import drop_evidence, metric_evidence
 from edgeopt.runners.host import OnnxSession
 from edgeopt.session import Session
 from edgeopt.steps import Store
 
-SETTINGS = (
-    "onnxruntime",
-    "onnxruntime-products",
-    "nncf",
-    "nncf-transformer",
-    "quark-cle",
-    "quark-adaround",
-    "quark-adaquant",
-    "quark-smooth",
-)
+BEST = {
+    "kws_dscnn_rescaled": ("quark-adaround", "quark-cle", "aimet-cle"),
+    "kws_dscnn_mlperf_tiny": ("quark-adaround", "onnxruntime-products"),
+    "resnet20_cifar10": ("quark-adaquant", "onnxruntime-products"),
+    "resnet56_cifar10": ("quark-cle", "onnxruntime-products"),
+    "mobilenetv3_cifar10": ("quark-adaquant-b4-i200", "onnxruntime-products"),
+    "cct_vit_cifar10": ("quark-smooth-adaquant", "onnxruntime-products", "aimet"),
+    "agnews_text_transformer": ("quark-smooth", "onnxruntime-products", "nncf"),
+    "tiny_darknet_imagenet": ("quark-adaquant-b2-i300", "quark-cle", "onnxruntime-products"),
+    "yolo_fastestv2_coco": ("quark-adaquant", "quark-cle", "onnxruntime-products"),
+    "yolo_fastestv2_rescaled": ("ppq-equalize-bias", "ppq-equalize", "aimet-cle", "quark-cle"),
+    "dncnn_s_25": ("nncf", "onnxruntime"),
+    "minilm_l6_sts": ("quark-smooth-60", "nncf-transformer", "onnxruntime-products"),
+}
+"""The settings with the highest fidelity on a model, and the cheapest of them that come near."""
 
-SAMPLES = 256
+MARGIN = 1.0
+"""The decibels that are asked for."""
+
+MINUTE = 60.0
 
 SHAPES = {
     "dncnn_s_25": {"noisy": [1, 1, 256, 256]},
     "minilm_l6_sts": {"input_ids": [1, 64], "attention_mask": [1, 64]},
 }
-
-
-def calibration(name: str, path: Path) -> None:
-    """Writes the calibration calls of a model into an archive."""
-    entry = ENTRIES[name]
-    sessions = entry.sessions()
-    data, _, harness = open_entry(entry, sessions)
-    assert data.calibrate is not None
-    part = next(iter(sessions))
-    samples = record_calls(harness, sessions, data.calibrate)[part] if harness else data.calibrate
-    calls = {
-        f"{key}/{index}": array
-        for index, feeds in enumerate(islice(samples.feeds(), SAMPLES))
-        for key, array in feeds.items()
-    }
-    np.savez(path, **calls)  # type: ignore[arg-type, unused-ignore]
 
 
 def ours(name: str, device: str, folder: Path) -> tuple[dict[str, Session], dict[str, Any]]:
@@ -83,101 +95,247 @@ def ours(name: str, device: str, folder: Path) -> tuple[dict[str, Session], dict
         "cpu": quantizing,
         "whole": spent,
         "bytes": int(body["after"]["size"]["value"]),
+        "regime": regime(outcome.path / "model.onnx"),
     }
 
 
-def theirs(name: str, setting: str, python: str, folder: Path) -> tuple[dict[str, Session], dict[str, Any]]:
-    """Quantizes with a peer in its own environment.
+@dataclass
+class Seen:
+    """What one candidate did on the evaluation data.
 
-    Raises:
-        subprocess.CalledProcessError: The peer fails.
+    Attributes:
+        same: Per sample, whether it names the float model's class; empty for models without classes.
+        records: Per sample, what the metric keeps.
+        failed: Why it stopped, or nothing.
     """
+
+    fidelity: Fidelity = field(default_factory=Fidelity)
+    same: list[bool] = field(default_factory=list)
+    records: list[Any] = field(default_factory=list)
+    failed: str = ""
+
+
+def look(name: str, candidates: Mapping[str, dict[str, Session]]) -> dict[str, Seen]:
+    """Runs the float model and every candidate over the evaluation data, once."""
     entry = ENTRIES[name]
-    part, source = next(iter(entry.files().items()))
-    out = folder / f"{setting}.onnx"
-    script = Path(__file__).with_name("peer_int8.py")
-    command = [python, str(script), setting, str(source), str(folder / "calibration.npz"), str(out)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    ran = subprocess.run(
-        command, capture_output=True, text=True, check=True, env=environment, cwd=folder, timeout=1800
+    originals = entry.sessions()
+    data, metric, harness = open_entry(entry, originals)
+    assert data.evaluate is not None
+    samples = unseal(data.evaluate)  # this script judges
+    part, original = next(iter(originals.items()))
+    seen = {who: Seen() for who in candidates}
+    if harness is None:
+        calls = samples.calls(8)
+    else:
+        feeds = record_calls(harness, originals, samples)[part].feeds(8)
+        calls = (Call(one, (), False) for one in feeds)
+    for call in calls:
+        expected = original.run(call.feeds)
+        for who, found in seen.items():
+            if found.failed:
+                continue
+            try:
+                actual = candidates[who][part].run(call.feeds)
+            except EdgeoptError as error:
+                found.failed = f"cannot be run: {error}"[:100]
+                continue
+            found.fidelity.add(expected, actual)
+            if entry.metric == "top1":
+                first = next(iter(expected))
+                found.same += list(expected[first].argmax(-1).ravel() == actual[first].argmax(-1).ravel())
+            if metric is not None:
+                for position, sample in enumerate(call.samples):
+                    found.records.append(metric.record(one_of(actual, call, position), sample))
+    if metric is not None and harness is not None:
+        for who, found in seen.items():
+            ran = harness.run(candidates[who], samples)
+            found.records = [
+                metric.record(outputs, item) for outputs, item in zip(ran, samples.items(), strict=True)
+            ]
+    return seen
+
+
+def one_of(outputs: Mapping[str, Any], call: Call, position: int) -> dict[str, Any]:
+    """One sample's outputs out of a call's."""
+    return {key: value[position] if call.joined else value for key, value in outputs.items()}
+
+
+def agreement(mine: Sequence[bool], theirs: Sequence[bool]) -> tuple[float, float, float] | None:
+    """Ours minus theirs in percentage points, with its paired 95 % interval."""
+    if not mine:
+        return None
+    first, second = np.asarray(mine, bool), np.asarray(theirs, bool)
+    only = int((first & ~second).sum()), int((second & ~first).sum())
+    lower, upper = intervals.paired_proportions(*only, len(first))
+    return 100 * (only[0] - only[1]) / len(first), 100 * lower, 100 * upper
+
+
+def timed(name: str, candidates: Mapping[str, dict[str, Session]]) -> benchmark.Result:
+    """Times everything against ours."""
+    original = next(iter(ENTRIES[name].sessions().values()))
+    feeds = next(SeededSamples(original.inputs, 1, 0, SHAPES.get(name, {})).feeds())
+    calls = {"float": original, **{key: next(iter(one.values())) for key, one in candidates.items()}}
+    return benchmark.measure(
+        {key: (lambda session=one: session.run(feeds)) for key, one in calls.items()},  # type: ignore[misc]
+        "edgeopt",
+        seconds=3,
     )
-    row = json.loads(ran.stdout.strip().splitlines()[-1])
-    return {part: OnnxSession(out)}, {**row, "bytes": out.stat().st_size}
 
 
-def measure(name: str, device: str, peers: dict[str, str]) -> list[dict[str, Any]]:
+def measure(name: str, device: str, peers: Mapping[str, str], keep: Path) -> list[dict[str, Any]]:
     """Returns one row per setting, ours first."""
-    entry = ENTRIES[name]
-    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         calibration(name, folder / "calibration.npz")
         mine, row = ours(name, device, folder)
-        candidates = {"edgeopt": mine}
-        rows.append(row | compare(name, mine))
+        candidates, rows = {"edgeopt": mine}, [row]
         for setting, python in peers.items():
-            try:
-                candidates[setting], row = theirs(name, setting, python, folder)
-            except subprocess.CalledProcessError as failure:
-                reason = (failure.stderr.strip().splitlines() or ["?"])[-1]
-                rows.append({"setting": setting, "failed": reason[:100]})
+            file, row = theirs(name, setting, python, folder / "calibration.npz", keep)
+            rows.append(row)
+            if "failed" in row:
                 continue
-            data, metric, harness = open_entry(entry, entry.sessions())
-            if metric is not None and data.evaluate is not None:
-                found = judge(candidates[setting], mine, data.evaluate, metric, harness=harness)
-                row["metric"], rows[0]["metric"] = found.original, found.artifact
-                row["drop"] = found.drop
-            rows.append(row | compare(name, candidates[setting]))
-        original = next(iter(entry.sessions().values()))
-        feeds = next(SeededSamples(original.inputs, 1, 0, SHAPES.get(name, {})).feeds())
-        calls = {"float": original, **{key: next(iter(one.values())) for key, one in candidates.items()}}
-        timed = benchmark.measure(
-            {key: (lambda session=one: session.run(feeds)) for key, one in calls.items()},  # type: ignore[misc]
-            "float",
-            seconds=3,
-        )
+            try:
+                candidates[setting] = {next(iter(mine)): OnnxSession(file)}
+                row["regime"] = regime(file)
+            except EdgeoptError as error:
+                row["failed"] = f"cannot be opened: {error}"[:100]
+        judged(name, rows, look(name, candidates))
+        left = {row["setting"] for row in rows if "failed" not in row}
+        result = timed(name, {who: one for who, one in candidates.items() if who in left})
         for row in rows:
-            if row["setting"] in timed.comparisons:
-                row["ratio"] = timed.comparisons[row["setting"]].ratio
+            if row["setting"] in left:
+                add_latency(row, result)
+                row["misses"] = [] if row["setting"] == "edgeopt" else misses(rows[0], row)
     return rows
 
 
-def shown(name: str, row: dict[str, Any]) -> str:
+def judged(name: str, rows: Sequence[dict[str, Any]], seen: Mapping[str, Seen]) -> None:
+    """Adds fidelity, agreement and metric to the rows."""
+    entry = ENTRIES[name]
+    _, metric, _ = open_entry(entry, entry.sessions())
+    mine = seen["edgeopt"]
+    for row in rows:
+        found = seen.get(row["setting"])
+        if found is None:
+            continue
+        if found.failed:
+            row["failed"] = found.failed
+            continue
+        row["fidelity"] = found.fidelity.value
+        row["agreement"] = float(np.mean(found.same)) if found.same else None
+        row["agreement_gain"] = None if found is mine else agreement(mine.same, found.same)
+        row["metric"] = row["gain"] = None
+        if metric is None:
+            continue
+        stamp = Evidence(quantity="", value=0.0, unit="", how="measured", where="host", n=len(found.records))
+        row["metric"] = metric_evidence(metric, found.records, stamp, 0)
+        if found is not mine:  # what theirs loses to ours, turned round
+            drop = drop_evidence(metric, found.records, mine.records, stamp, 0)
+            assert drop.interval is not None
+            row["gain"] = -drop.value, -drop.interval[1], -drop.interval[0]
+
+
+def add_latency(row: dict[str, Any], result: benchmark.Result) -> None:
+    """Adds the latency over the float model's, and beside ours."""
+    original = result.comparisons["float"].ratio
+    if row["setting"] == "edgeopt":
+        row["latency"] = 1 / original
+        return
+    found = result.comparisons[row["setting"]]
+    row["latency"], row["faster"] = found.ratio / original, found.verdict == "faster"
+    row["beside"] = 1 / found.ratio
+
+
+def misses(mine: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]:
+    """What is asked of us against a peer and does not hold, in words."""
+    found = []
+    above = mine["fidelity"] - row["fidelity"]
+    if mine["regime"].name == row["regime"].name and above < MARGIN:
+        found.append(f"fidelity {above:+.1f} dB")
+    if row["agreement_gain"] is not None and row["agreement_gain"][2] < 0:
+        found.append(f"agreement {row['agreement_gain'][0]:+.2f} pp")
+    if row["gain"] is not None and row["gain"][2] < 0:
+        found.append(f"metric {row['gain'][0]:+.3g}")
+    if mine["bytes"] > row["bytes"]:
+        found.append(f"size x{mine['bytes'] / row['bytes']:.3f}")
+    if row["faster"]:
+        found.append(f"latency x{row['beside']:.2f}")
+    if mine["cpu"] > max(row["cpu"], MINUTE):
+        found.append(f"CPU {mine['cpu']:.0f} s")
+    return found
+
+
+def interval(found: tuple[float, float, float] | None) -> str:
+    """A difference with its interval."""
+    return "" if found is None else f"{found[0]:+.2g} [{found[1]:+.2g}, {found[2]:+.2g}]"
+
+
+def shown(name: str, row: Mapping[str, Any], mine: Mapping[str, Any]) -> str:
     """One line of the table."""
     if "failed" in row:
         return f"| {name} | {row['setting']} | fails: {row['failed']} |"
-    cells = [name, row["setting"], f"{row['fidelity']:.1f}"]
+    how: Regime = row["regime"]
+    counts = f"{how.integer}/{how.products}, {how.stored}/{how.outputs}"
+    cells = [name, row["setting"], f"{how.name} ({counts})", f"{row['fidelity']:.1f}"]
     cells.append("" if row["agreement"] is None else f"{row['agreement']:.2%}")
-    metric, drop = row.get("metric"), row.get("drop")
+    cells.append(interval(row["agreement_gain"]))
+    metric = row["metric"]
     cells.append("" if metric is None else f"{metric.value:.4g} {metric.unit}")
-    if drop is None or drop.interval is None:
-        cells.append("")
-    else:  # what theirs loses to ours, turned round
-        cells.append(f"{-drop.value:+.2g} [{-drop.interval[1]:+.2g}, {-drop.interval[0]:+.2g}]")
-    cells += [str(row["bytes"]), f"{row['cpu']:.1f}", f"{row['ratio']:.2f}" if "ratio" in row else ""]
-    return "| " + " | ".join(cells) + " |"
+    cells += [interval(row["gain"]), str(row["bytes"]), f"{row['cpu']:.1f}", f"{row['latency']:.2f}"]
+    if row["setting"] == "edgeopt":
+        words = ""
+    else:
+        words = "misses: " + ", ".join(row["misses"]) if row["misses"] else "all hold"
+        if how.name != mine["regime"].name:
+            words += " (fidelity not asked: other regime)"
+    return "| " + " | ".join([*cells, words]) + " |"
+
+
+HEADER = (
+    "model",
+    "who",
+    "regime (integer products, 8-bit outputs)",
+    "fidelity dB",
+    "agreement",
+    "ours minus theirs, pp",
+    "metric",
+    "ours minus theirs",
+    "bytes",
+    "CPU s",
+    "latency",
+    "what holds",
+)
 
 
 def main() -> None:
     """Measures the models named."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("names", nargs="+")
+    parser.add_argument("names", nargs="*", default=list(BEST))
     parser.add_argument("--device", default=DEVICE)
-    parser.add_argument("--nncf", default="")
-    parser.add_argument("--quark", default="")
-    parser.add_argument("--settings", default="onnxruntime,onnxruntime-products,nncf,quark-cle")
+    for peer in ("nncf", "quark", "ppq", "aimet"):
+        parser.add_argument(f"--{peer}", default="", help="the interpreter of its environment")
+    parser.add_argument("--settings", default="best")
+    parser.add_argument("--keep", type=Path, help="the folder with the peers' files")
     options = parser.parse_args()
-    python = {"onnxruntime": sys.executable, "nncf": options.nncf, "quark": options.quark}
-    wanted = options.settings.split(",")
-    for setting in wanted:
-        if setting not in SETTINGS:
-            parser.error(f"no setting {setting!r}; there are {', '.join(SETTINGS)}")
-    peers = {setting: place for setting in wanted if (place := python[setting.partition("-")[0]])}
-    print("| model | who | fidelity dB | agreement | metric | ours minus theirs | bytes | CPU s | latency |")
-    print("|---|---|---|---|---|---|---|---|---|", flush=True)
-    for name in options.names:
-        for row in measure(name, options.device, peers):
-            print(shown(name, row), flush=True)
+    for setting in options.settings.split(","):
+        if setting not in (*SETTINGS, "best"):
+            parser.error(f"no setting {setting!r}; there are best, {', '.join(SETTINGS)}")
+    print("| " + " | ".join(HEADER) + " |")
+    print("|" + "---|" * len(HEADER), flush=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        keep: Path = options.keep or Path(scratch)
+        keep.mkdir(parents=True, exist_ok=True)
+        for name in options.names:
+            wanted = BEST[name] if options.settings == "best" else options.settings.split(",")
+            peers = {}
+            for setting in wanted:
+                family = setting.partition("-")[0]
+                place = sys.executable if family == "onnxruntime" else getattr(options, family)
+                if place:
+                    peers[setting] = place
+            rows = measure(name, options.device, peers, keep)
+            for row in rows:
+                print(shown(name, row, rows[0]), flush=True)
 
 
 if __name__ == "__main__":
