@@ -1,7 +1,8 @@
 """Runs TFLite files beside onnxruntime, as a process of its own: a file may bring its process down.
 
 python judge.py compare MODEL.onnx FILE.tflite          error relative to the largest output
-python judge.py race SECONDS FILE.tflite FILE.tflite... CPU milliseconds a call, by turns, one thread
+python judge.py time CALLS FILE.tflite                  CPU seconds of each call, one thread
+python judge.py call FILE.tflite                        one call, for instructions to be counted
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import json
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -60,30 +60,34 @@ def compare(model: str, path: str) -> dict[str, Any]:
     return {"error": worst / largest, "winners": float(np.mean(winners))}
 
 
-def race(seconds: float, paths: list[str]) -> dict[str, Any]:
-    """Calls all files by turns for some time; per file the CPU milliseconds of every call.
+def seconds(calls: int, path: str) -> list[float]:
+    """The CPU seconds of every call, after some to get warm.
 
     One thread computes, so these are its latency on a machine that has nothing else to do.
     """
-    runners = [opened(path) for path in paths]
-    for runner in runners:
-        feed(runner, pictures(1)[0])
-        for _ in range(3):
-            runner.invoke()
-    times: list[list[float]] = [[] for _ in runners]
-    order = list(range(len(runners)))
-    random = np.random.default_rng(0)
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        random.shuffle(order)
-        for index in order:
-            start = time.thread_time()
-            runners[index].invoke()
-            times[index].append(1e3 * (time.thread_time() - start))
-    return {Path(path).parent.name: values for path, values in zip(paths, times, strict=True)}
+    runner = opened(path)
+    feed(runner, pictures(1)[0])
+    for _ in range(5):
+        runner.invoke()
+    times = []
+    for _ in range(calls):
+        start = time.thread_time()
+        runner.invoke()
+        times.append(time.thread_time() - start)
+    return times
+
+
+def call(path: str) -> None:
+    """One call."""
+    runner = opened(path)
+    feed(runner, np.zeros((3, 224, 224), np.float32))
+    runner.invoke()
 
 
 if __name__ == "__main__":
     what, *rest = sys.argv[1:]
-    found = compare(*rest) if what == "compare" else race(float(rest[0]), rest[1:])
+    if what == "call":
+        call(*rest)
+        sys.exit()
+    found = compare(*rest) if what == "compare" else seconds(int(rest[0]), rest[1])
     print("\n" + json.dumps(found))
