@@ -20,7 +20,7 @@ from edgeopt.graph.names import name_nodes
 from edgeopt.platform import Platform
 from edgeopt.session import Session, TensorSpec
 from edgeopt.targets.base import Adapter, Emitted, ModelFile, Problem, Target, refuse
-from edgeopt.targets.tflite import gates, merges, pooling, windows  # noqa: F401  (they register legalizations)
+from edgeopt.targets.tflite import legalizations  # noqa: F401  (it registers them)
 from edgeopt.targets.tflite.constants import make_static, parse_shapes, refresh
 from edgeopt.targets.tflite.flatbuffer import packed
 from edgeopt.targets.tflite.integers import lower_integers

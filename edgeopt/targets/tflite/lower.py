@@ -11,8 +11,9 @@ from edgeopt.graph.layout import Assignment, Choice, Layout, assign, identity, p
 from edgeopt.targets.base import Adapter, Problem
 from edgeopt.targets.tflite.emitter import Emitter
 from edgeopt.targets.tflite.operators import OPERATORS
+from edgeopt.targets.tflite.planning import Plan, plan
 from edgeopt.targets.tflite.program import Program, Tensor, Unsupported, drop_reduced_axes, join_reshapes
-from edgeopt.targets.tflite.steps import Plan, Step, constant, parameters, plan
+from edgeopt.targets.tflite.steps import Step, constant, parameters
 
 
 @dataclass(slots=True)

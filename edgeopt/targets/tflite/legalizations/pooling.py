@@ -15,10 +15,10 @@ import onnx_ir as ir
 
 from edgeopt.graph.layout import shape_of
 from edgeopt.graph.names import carry_names
+from edgeopt.targets.tflite.legalizations.windows import Window
 from edgeopt.targets.tflite.legalize import Splice, legalizes, plain_attributes
 from edgeopt.targets.tflite.operators.convolution import same_pads, spatial_pads
 from edgeopt.targets.tflite.steps import Step, only_reader, plain
-from edgeopt.targets.tflite.windows import Window
 
 ACTIVATIONS = ("Relu", "Clip")
 COPY = 4
