@@ -8,7 +8,7 @@ their own by its path.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache, cached_property
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -229,6 +229,7 @@ class RuntimeVersion(schema.Schema):
     Attributes:
         versions: A version specifier, such as ``>=1.17``; the first entry that matches holds.
         opset: The lowest and highest ai.onnx opset that it takes.
+        opset_with: The highest opset of a file with an operator that has no kernel for the highest of all.
         operators: Per domain ("" is ai.onnx) the operators it runs, ``["*"]`` for all of them.
         floats_only: Operators of ai.onnx that are documented to compute on floats alone, though they have
             kernels for integers elsewhere.
@@ -248,6 +249,7 @@ class RuntimeVersion(schema.Schema):
 
     versions: str
     opset: tuple[int, int] = (7, 25)
+    opset_with: dict[str, int] = {}
     operators: dict[str, list[str]]
     floats_only: list[str] = []
     data_types: list[str] = []
@@ -266,6 +268,11 @@ class RuntimeVersion(schema.Schema):
         """Whether the runtime has a kernel for an operator."""
         known = self.operators.get("" if domain == "ai.onnx" else domain, [])
         return "*" in known or op_type in known
+
+    def highest_opset(self, operators: Iterable[str]) -> int:
+        """Returns the highest ai.onnx opset of a file that holds these operators of it."""
+        held = set(operators)
+        return min([self.opset[1], *(opset for name, opset in self.opset_with.items() if name in held)])
 
     def on(self, isa: list[str]) -> RuntimeVersion:
         """Returns the rules as they hold on a core with these extensions."""

@@ -54,10 +54,15 @@ class Fusion(Pass):
             reason = f"the runtime has no kernel {self.kernel}"
             return Change(summary="none", skipped=[Skipped(self.name, "", reason)])
         rules, added = self.rules_for(platform), CONTRIB not in model.opset_imports
+        if platform is not None and rules is self.patterns:
+            takes = platform.highest_opset(item.op_type for item in all_nodes(model))
+            if takes < self.since:
+                reason = f"it needs opset {self.since}, and the runtime takes this file at {takes}"
+                return Change(summary="none", skipped=[Skipped(self.name, "", reason)])
         if platform is not None and added and platform.operators.get(CONTRIB):
             model.opset_imports[CONTRIB] = 1
         change = rewrite(model, rules, context)
-        if platform is not None and _wants(change, self.since) and platform.opset[1] >= self.since:
+        if platform is not None and _wants(change, self.since):
             change = self._raised(model, rules, context, change)
         if added and not any(item.domain == CONTRIB for item in all_nodes(model)):
             model.opset_imports.pop(CONTRIB, None)

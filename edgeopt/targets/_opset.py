@@ -108,7 +108,7 @@ def _lower(node: ir.Node, current: int, opset: int) -> str:
     try:
         then = onnx.defs.get_schema(node.op_type, opset).since_version
     except onnx.defs.SchemaError:
-        return f"it came with opset {now}, the runtime has {opset}"
+        return f"it came with opset {now}, and the runtime takes this file at {opset}"
     if now == then:
         return ""
     if node.op_type in REDUCTIONS and then < 18 <= now:

@@ -60,7 +60,7 @@ class Onnxruntime(Target):
             for node in model.graph.all_nodes()
             if not rules.runs(node.op_type, node.domain) and (node.domain, node.op_type) not in own
         ]
-        return problems + lower(model.clone(), rules.opset[1])
+        return problems + lower(model.clone(), _opset(model, platform))
 
     def prepare(self, model: ir.Model, platform: Platform) -> tuple[ir.Model, Change]:
         """Folds weights and biases to integers and lowers the opset.
@@ -75,7 +75,7 @@ class Onnxruntime(Target):
         dynamic = expand_dynamic(prepared)
         biases = fold_biases(prepared)
         widened = 0 if self.format == "ort" else widen_at_load(prepared)  # an .ort file would grow
-        lower(prepared, platform.rules.opset[1])
+        lower(prepared, _opset(prepared, platform))
         carried = carry_integers(prepared)
         prepared.ir_version = ir_version(prepared.opset_imports.get("", 0))
         change = Change(
@@ -184,6 +184,12 @@ def strip_names(model: ir.Model) -> ir.Model:
                     output.name = short()
                 output.type, output.shape = None, None
     return clone
+
+
+def _opset(model: ir.Model, platform: Platform) -> int:
+    """The highest opset of a file that holds a model's operators."""
+    nodes = model.graph.all_nodes()
+    return platform.rules.highest_opset(node.op_type for node in nodes if node.domain in ("", "ai.onnx"))
 
 
 def _save_ort(model: ir.Model, path: Path, platform: Platform) -> None:

@@ -155,6 +155,25 @@ def test_the_model_keeps_its_opset_without_a_device_and_on_an_older_runtime() ->
     assert fused("fuse-attention", after, Context())[0] == ["Attention"]
 
 
+def test_attention_stays_where_the_runtime_takes_a_quantized_file_at_an_older_opset() -> None:
+    """onnxruntime 1.23 runs Attention of opset 23, but no QuantizeLinear of it."""
+    quantized = [
+        *(N("QuantizeLinear", ["q", "d", "z"], ["qi"]), N("DequantizeLinear", ["qi", "d", "z"], ["qd"])),
+        N("MatMul", ["qd", "w"], ["o"]),
+    ]
+    constants = {"c": F(0.5), "d": F(0.05), "z": np.uint8(128), "w": np.ones((8, 4), F)}
+    attention = [*SCORES, N("Mul", ["s", "c"], ["m"]), *END]
+    for version, nodes, reasons in (
+        ("1.23.2", attention, []),
+        ("1.23.2", [*attention, *quantized], ["it needs opset 23, and the runtime takes this file at 21"]),
+        ("1.24.4", [*attention, *quantized], []),
+    ):
+        before = model(nodes, HEADS, constants, 21, "y", *(["o"] if nodes is not attention else []))
+        operators, change = fused("fuse-attention", before, platform(version))
+        assert ("Attention" in operators) == (not reasons)
+        assert [item.reason for item in change.skipped] == reasons
+
+
 def test_integer_products_of_attention_are_kept() -> None:
     """What quantization made of the products is no longer plain attention."""
     quantized = [

@@ -13,6 +13,7 @@ from networks import Net, attention_net, residual_net, rows
 from edgeopt import fidelity, passes, targets
 from edgeopt.errors import ModelError, OutputError, RuntimeFailure
 from edgeopt.graph.execute import Executor
+from edgeopt.graph.opset import raise_opset
 from edgeopt.graph.quantization import read
 from edgeopt.passes import Context, Facets, Pass
 from edgeopt.platform import Platform, load_device, load_platform, load_runtime
@@ -47,6 +48,17 @@ def test_prepare_folds_weights_and_biases_and_keeps_the_numbers() -> None:
     samples = rows((3, 8, 8))
     value = fidelity.compare(Executor(model).run, Executor(prepared).run, samples.feeds()).value
     assert value is not None and value > 30
+
+
+@pytest.mark.parametrize(("version", "plain", "integer"), [("1.23.0", 23, 21), ("1.24.4", 23, 23)])
+def test_onnxruntime_1_23_takes_quantized_files_at_opset_21(version: str, plain: int, integer: int) -> None:
+    """It refuses QuantizeLinear of opset 23 with any type, and runs everything else of it."""
+    model, reason = raise_opset(residual_net(), 23)
+    assert reason is None
+    prepared, _ = targets.make("onnxruntime").prepare(model, on_version(version))
+    assert prepared.opset_imports[""] == plain
+    prepared, _ = targets.make("onnxruntime").prepare(quantized(model, (3, 8, 8)), on_version(version))
+    assert prepared.opset_imports[""] == integer
 
 
 def test_prepared_quantization_can_be_read_again() -> None:
