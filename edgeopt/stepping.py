@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -158,7 +159,10 @@ class Stepper:
 
 
 class named:
-    """Turns an unforeseen exception of a pass into an error that names the pass."""
+    """Turns an unforeseen exception of a pass into an error that names the pass.
+
+    With EDGEOPT_DEBUG it goes on as it is, to the command line, which lets it end with its traceback.
+    """
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -169,7 +173,7 @@ class named:
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if error is None or isinstance(error, (EdgeoptError, OSError, MemoryError)):
             return
-        if isinstance(error, Exception):
+        if isinstance(error, Exception) and not os.environ.get("EDGEOPT_DEBUG"):
             raise PassError(
                 f"the pass {self.name!r} failed: {type(error).__name__}: {error}",
                 hint="leave it out of the recipe, and report it; EDGEOPT_DEBUG=1 shows the traceback",

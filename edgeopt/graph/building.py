@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 
 LARGE = 2**24
@@ -28,6 +29,15 @@ def tensor_of(value: ir.Value | None) -> ir.TensorProtocol | None:
     if maker is None or maker.op_type != "Constant":
         return None
     return ir.convenience.get_const_tensor(value)
+
+
+def embedded(tensor: ir.TensorProtocol, name: str) -> onnx.TensorProto:
+    """A constant as a model without files holds it: the numbers of an external one are read."""
+    if isinstance(tensor, ir.ExternalTensor):
+        tensor = ir.Tensor(tensor.numpy(), dtype=tensor.dtype)
+    proto: onnx.TensorProto = ir.serde.serialize_tensor(tensor)
+    proto.name = name
+    return proto
 
 
 def initializer(name: str, array: np.ndarray) -> ir.Value:

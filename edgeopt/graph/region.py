@@ -10,7 +10,7 @@ import onnx_ir as ir
 import onnxruntime
 
 from edgeopt.errors import RuntimeFailure
-from edgeopt.graph.building import tensor_of
+from edgeopt.graph.building import embedded, tensor_of
 from edgeopt.graph.execute import first_line
 from edgeopt.graph.traversal import graphs_of, read_by
 
@@ -67,9 +67,7 @@ def part(
             fed[name] = tensor
             graph.input.append(_info(name, tensor.dtype, len(tensor.shape)))
         else:
-            proto = ir.serde.serialize_tensor(tensor)
-            proto.name = name
-            graph.initializer.append(proto)
+            graph.initializer.append(embedded(tensor, name))
     graph.output.extend(onnx.ValueInfoProto(name=v.name or "") for v in dict.fromkeys(wanted) if v in made)
     proto = onnx.ModelProto(graph=graph, ir_version=max(4, model.ir_version))
     for domain, version in model.opset_imports.items():

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 import onnx
 import onnx_ir as ir
 
+from edgeopt.graph.building import embedded
 from edgeopt.graph.skeleton import SMALL, skeleton, type_of, without_weights
 from edgeopt.graph.traversal import subgraphs
 
@@ -152,7 +153,7 @@ def _inferred(node: ir.Node, model: ir.Model) -> _Known:
         types[value.name] = described
         tensor = value.const_value
         if tensor is not None and tensor.nbytes <= SMALL:
-            numbers[value.name] = ir.serde.serialize_tensor(tensor)
+            numbers[value.name] = embedded(tensor, value.name)
     try:
         schema = onnx.defs.get_schema(node.op_type, version, "")
         found: _Known = onnx.shape_inference.infer_node_outputs(

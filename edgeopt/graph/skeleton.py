@@ -9,6 +9,8 @@ from __future__ import annotations
 import onnx
 import onnx_ir as ir
 
+from edgeopt.graph.building import embedded
+
 SMALL = 1024
 """Initializers above this many bytes cannot matter for a shape and are not shown to the inference."""
 
@@ -28,9 +30,7 @@ def skeleton(model: ir.Model) -> onnx.ModelProto:
         if tensor is None or tensor.nbytes > SMALL or value.is_graph_input():
             describe(graph.input.add(), value)
         else:
-            copy = graph.initializer.add()
-            ir.serde.serialize_tensor_into(copy, tensor)
-            copy.name = value.name or ""
+            graph.initializer.append(embedded(tensor, value.name or ""))
     for node in model.graph:
         ir.serde.serialize_node_into(graph.node.add(), node)
         for value in node.outputs:
@@ -61,6 +61,8 @@ def without_weights(model: ir.Model) -> onnx.ModelProto:
                 value.const_value = None
                 if not value.is_graph_input():
                     graph.inputs.append(value)
+            elif tensor.nbytes <= SMALL and isinstance(tensor, ir.ExternalTensor):
+                value.const_value = ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=name)
     proto: onnx.ModelProto = ir.to_proto(clone)
     return proto
 

@@ -16,7 +16,7 @@ import onnxruntime
 
 from edgeopt.errors import RuntimeFailure
 from edgeopt.graph.execute import first_line
-from edgeopt.graph.region import feeds_of, part, read_by
+from edgeopt.graph.region import feeds_of, open_session, part, read_by
 from edgeopt.passes._blocks import find_blocks, varying
 
 Values = dict[str, np.ndarray]
@@ -66,14 +66,17 @@ class Lane:
         inside = [self.nodes[name] for name in nodes if name in self.nodes]
         made = {output.name or "": output for node in inside for output in node.outputs}
         values = [made[name] for name in dict.fromkeys(wanted) if name in made]
-        session = self._session(values, inside) if values else None
+        try:
+            session = self._session(values, inside) if values else None
+        except Exception as failure:  # onnxruntime raises a class of its own per status code
+            raise RuntimeFailure(f"onnxruntime cannot load a part: {first_line(failure)}") from failure
         inputs = [] if session is None else [item.name for item in session.get_inputs()]
         for call in self.calls:
             found = {name: call[name] for name in wanted if name not in made}
             if session is not None:
                 try:
                     results = session.run(None, {name: call[name] for name in inputs})
-                except Exception as failure:  # onnxruntime raises a class of its own per status code
+                except Exception as failure:
                     reason = f"onnxruntime fails to run a part: {first_line(failure)}"
                     raise RuntimeFailure(reason) from failure
                 found.update(zip((value.name or "" for value in values), results, strict=True))
@@ -86,13 +89,7 @@ class Lane:
         proto.graph.input.extend(inputs)
         for name, array in feeds_of(fed).items():
             proto.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.log_severity_level = 4
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        return onnxruntime.InferenceSession(
-            proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+        return open_session(proto)
 
     def mark(self) -> tuple[list[Values], set[str]]:
         """The place reached, for ``back_to``."""

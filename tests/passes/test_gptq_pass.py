@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -11,6 +13,7 @@ from edgeopt import fidelity, passes
 from edgeopt.errors import PassError, UserError
 from edgeopt.graph.execute import Executor
 from edgeopt.graph.quantization import QuantParams, Site, read, strip, write
+from edgeopt.load import load
 from edgeopt.passes import Change, Context, Facets, Pass
 from edgeopt.passes._least_squares import Moments, best_weights, residual, round_columns
 from edgeopt.passes._products import read_product
@@ -55,6 +58,19 @@ def test_a_residual_network_becomes_more_faithful_on_samples_it_has_not_seen() -
     assert change.details["fidelity_after"] > change.details["fidelity"]
     assert decibels(original, model, fresh) > before + 0.5
     assert [node.name for node in model.graph] == names
+
+
+def test_weights_in_a_file_of_their_own_are_solved_alike(tmp_path: Path) -> None:
+    """As torch's exporter writes them: also biases that are small enough to be part of what is run alone."""
+    original = residual_net()
+    ir.save(original, tmp_path / "net.onnx", external_data="net.data", size_threshold_bytes=0)
+    samples, found = rows((3, 8, 8), 100), []
+    for net in (original, load(tmp_path / "net.onnx")):
+        model = net.clone()
+        apply("static-int8", model, samples, net)
+        found.append([item.site for item in apply("gptq", model, samples, net).rewrites])
+    assert found[0]
+    assert found[0] == found[1]
 
 
 def test_matrix_products_gain_where_their_inputs_are_correlated() -> None:
