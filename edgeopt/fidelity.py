@@ -98,12 +98,28 @@ class Fidelity:
         return LIMIT if self.value is None else self.value
 
     @property
+    def balanced(self) -> float:
+        """The fidelity in dB with every output brought to the same energy; ``LIMIT`` without any.
+
+        So audio counts beside the state of a recurrent model, and scores beside boxes, though a hundred
+        times smaller. Outputs without energy are left out where others have some.
+        """
+        found = [self._total(name) for name in self.counted]
+        shares = [noise / signal for signal, noise in found if signal > 0]
+        if not shares:
+            return self.figure
+        return decibels(1.0, sum(shares) / len(shares))
+
+    @property
+    def weakest(self) -> float:
+        """The fidelity of the least faithful output that has energy, in dB; ``LIMIT`` without any."""
+        found = [self._total(name) for name in self.counted]
+        return min((decibels(*pair) for pair in found if pair[0] > 0), default=self.figure)
+
+    @property
     def per_output(self) -> dict[str, float]:
         """The fidelity of each output in dB."""
-        return {
-            name: decibels(sum(row[1] for row in rows), sum(row[2] for row in rows))
-            for name, rows in self._energies.items()
-        }
+        return {name: decibels(*self._total(name)) for name in self._energies}
 
     def interval(self, seed: int = 0) -> tuple[float, float] | None:
         """The 95 % interval of the value, by bootstrap over samples."""
@@ -115,6 +131,10 @@ class Fidelity:
             return decibels(float(signal[index].sum()), float(noise[index].sum()))
 
         return intervals.bootstrap(ratio, self.samples, seed=seed)
+
+    def _total(self, name: str) -> tuple[float, float]:
+        rows = self._energies[name]
+        return sum(row[1] for row in rows), sum(row[2] for row in rows)
 
     def _per_sample(self) -> tuple[np.ndarray, np.ndarray]:
         signal, noise = np.zeros(self.samples), np.zeros(self.samples)

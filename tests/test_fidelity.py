@@ -22,6 +22,20 @@ def test_equal_outputs_reach_the_limit_and_broken_ones_its_negative() -> None:
         assert compare(lambda _: ones, lambda _, y=broken: {"y": y}, [{}]).value == -LIMIT
 
 
+def test_every_output_counts_alike_when_balanced() -> None:
+    found = Fidelity()
+    wanted = {"audio": np.array([0.1]), "state": np.array([100.0]), "silent": np.zeros(1)}
+    found.add(wanted, {"audio": np.array([0.11]), "state": np.array([100.1]), "silent": np.full(1, 1e-3)})
+    assert found.value == pytest.approx(60, abs=0.1)
+    assert found.weakest == pytest.approx(20)
+    assert found.balanced == pytest.approx(10 * np.log10(2 / (1e-2 + 1e-6)))
+    alone = Fidelity()
+    alone.add({"y": np.array([1.0, 2.0])}, {"y": np.array([1.1, 2.0])})
+    assert alone.balanced == pytest.approx(alone.value)
+    assert alone.weakest == pytest.approx(alone.value)
+    assert Fidelity().balanced == LIMIT
+
+
 def test_values_that_are_infinite_in_both_are_left_out() -> None:
     masked = {"y": np.array([1.0, -np.inf])}
     other = {"y": np.array([1.1, -np.inf])}

@@ -103,7 +103,7 @@ def worth(model: ir.Model, params: Parameters, calls: Calls) -> float:
     write(quantized, params)
     simulated = with_rounded_constants(quantized)
     with Executor(model, optimize=True) as reference, Executor(simulated) as executor:
-        return fidelity.compare(reference.run, executor.run, calls).figure
+        return fidelity.compare(reference.run, executor.run, calls).balanced
 
 
 def calibrate(

@@ -50,4 +50,4 @@ class Judge:
         with Executor(with_rounded_constants(model)) as executor:
             for call, wanted in zip(self.calls, self.wanted, strict=True):
                 found.add(wanted, executor.run(call))
-        return found.figure
+        return found.balanced

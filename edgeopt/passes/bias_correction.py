@@ -170,4 +170,4 @@ def _means(
 def _worth(original: ir.Model, model: ir.Model, calls: Iterable[dict[str, np.ndarray]]) -> float:
     simulated = with_rounded_constants(model)
     with Executor(original, optimize=True) as reference, Executor(simulated) as executor:
-        return fidelity.compare(reference.run, executor.run, calls).figure
+        return fidelity.compare(reference.run, executor.run, calls).balanced

@@ -1,4 +1,4 @@
-"""Fuse a product of two matrices and the bias added to it into Gemm."""
+"""Fuse a product of two matrices and the bias added to it into Gemm, and find products in convolutions."""
 
 from __future__ import annotations
 
@@ -76,6 +76,35 @@ def fuse_between(first: ir.Node, product: ir.Node, add: ir.Node, last: ir.Node) 
     return node("Reshape", [gemm.outputs[0], target])
 
 
+@rule("Transpose -> Conv -> Transpose", name="Conv of one position with channels last")
+def one_position(first: ir.Node, convolution: ir.Node, last: ir.Node) -> Result:
+    """A convolution of one step along one axis, as recurrent models compute frame by frame, is MatMul."""
+    if convolution.inputs[0] is not first.outputs[0]:
+        return None
+    given, weight = dims(first.outputs[0]), constant(convolution.inputs[1])
+    if (
+        given is None
+        or weight is None
+        or len(given) != 3
+        or given[2] != 1
+        or weight.shape[1:] != (given[1], 1)
+    ):
+        return None
+    if any(move.attributes.get_ints("perm", ()) != (0, 2, 1) for move in (first, last)):
+        return None
+    if any(convolution.attributes.get_ints("pads", ())) or any(
+        step != 1 for step in convolution.attributes.get_ints("strides", ())
+    ):
+        return None
+    matrix = initializer(f"{convolution.name}.matrix", np.ascontiguousarray(weight[:, :, 0].T))
+    product = node("MatMul", [first.inputs[0], matrix])
+    bias = convolution.inputs[2] if len(convolution.inputs) > 2 else None
+    if bias is None:
+        return product
+    product.outputs[0].shape, product.outputs[0].type = last.outputs[0].shape, last.outputs[0].type
+    return node("Add", [product.outputs[0], bias])
+
+
 def _is_constant(value: ir.Value | None) -> bool:
     return constant(value) is not None
 
@@ -99,4 +128,4 @@ class FuseGemm(Fusion):
 
     name: ClassVar[str] = "fuse-gemm"
     kernel = "matmul-add"
-    patterns = (bias_first, fuse_bias, fuse_between)
+    patterns = (bias_first, fuse_bias, fuse_between, one_position)

@@ -347,7 +347,7 @@ class _Trial:
         with torch.no_grad():
             got = Segment(self.model, quantized=False)(self.judging[0])
         result.add(self.wanted[0], {name: to_numpy(tensor) for name, tensor in got.items()})
-        return result.figure
+        return result.balanced
 
     def fidelity(self) -> float:
         """Runs the rest of the model, from the place reached, on the validation samples."""
@@ -359,7 +359,7 @@ class _Trial:
             for values, wanted in zip(self.judging, self.wanted, strict=True):
                 got = {name: to_numpy(tensor) for name, tensor in segment(values).items()}
                 result.add(wanted, got)
-        return result.figure
+        return result.balanced
 
     def advance(self, block: Block) -> None:
         """Moves all values behind the block, and forgets those that nothing reads any more."""

@@ -40,7 +40,7 @@ class RestoreFloat(Pass):
     """Put sensitive layers back to float.
 
     Attributes:
-        fidelity: The signal-to-noise ratio in dB to reach on the validation samples.
+        fidelity: The signal-to-noise ratio in dB that every output is to reach on the validation samples.
     """
 
     name: ClassVar[str] = "restore-float"
@@ -162,10 +162,11 @@ class _Trial:
         return islice(self.samples.feeds(), count)
 
     def fidelity(self, params: Quantization, count: int) -> float:
+        """Returns the fidelity of the least faithful output in dB."""
         model = self.plain.clone()
         write(model, params)
         with Executor(with_rounded_constants(model)) as executor:
-            return fidelity.compare(self.reference.run, executor.run, self.calls(count)).figure
+            return fidelity.compare(self.reference.run, executor.run, self.calls(count)).weakest
 
     def ranked(self, context: Context) -> dict[str, float]:
         """Returns the layers, the most sensitive first, with the fidelity in dB of each alone in int8."""

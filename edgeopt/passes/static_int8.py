@@ -21,8 +21,8 @@ from edgeopt.graph.change import Change, Rewrite
 from edgeopt.graph.execute import Feeds
 from edgeopt.graph.names import name_nodes
 from edgeopt.graph.observers import Observer
-from edgeopt.graph.placement import Placement, place
-from edgeopt.graph.quantization import Parameters, read, write
+from edgeopt.graph.placement import Placement, is_constant, place
+from edgeopt.graph.quantization import Parameters, QuantParams, Site, read, write
 from edgeopt.graph.thresholds import PERCENTILE, Method
 from edgeopt.passes._calibration import METHODS, Calls, Watched, calibrate, scales, worth
 from edgeopt.passes._calibration_lint import lint
@@ -37,6 +37,9 @@ Choice = Literal["auto", "min-max", "moving-average", "percentile", "entropy", "
 
 CUTTING = 0.2
 """dB on the validation samples that cutting ranges off must gain."""
+
+PER_CALL = 1.0
+"""dB on the validation samples that ranges computed at every call must gain."""
 
 ALREADY = "the model comes with quantization of its own, which stays as it is"
 
@@ -127,9 +130,14 @@ class StaticInt8(Pass):
         notes = lint(model, observers, method, data, context.validation, self.samples, self.percentile)
         if self.activation_bits == 16:
             notes.append(FLOAT_KERNELS)
-        write(model, choices[method])
+        params = choices[method]
+        moving = self._per_call(model, rules, placement, params, judged, context)
+        if moving:
+            params = {**params, **moving}
+        write(model, params)
         return Change(
-            summary=f"{len(placement.products)} layers to int8",
+            summary=f"{len(placement.products)} layers to int8"
+            + (f", {len(moving)} inputs by ranges of every call" if moving else ""),
             rewrites=[Rewrite(self.name, node, (node,)) for node in placement.products],
             skipped=placement.skipped,
             details={
@@ -145,6 +153,36 @@ class StaticInt8(Pass):
             },
             notes=notes,
         )
+
+    def _per_call(
+        self,
+        model: ir.Model,
+        rules: QuantizationRules,
+        placement: Placement,
+        params: Parameters,
+        judged: dict[str, float],
+        context: Context,
+    ) -> Parameters:
+        """Returns new parameters of inputs whose ranges had better be computed at every call, if any.
+
+        Frames of audio, whose level changes from call to call, are an example. What is judged is all that
+        products alone read, where the runtime has kernels for it, and it is all or nothing: on a processor
+        the one costs what the other does.
+        """
+        if self.observer != "auto" or self.throughout != "no" or self.activation_bits != 8 or not judged:
+            return {}
+        moving = {
+            where: [QuantParams(ir.DataType.UINT8, None)]
+            for where in placement.activations
+            if where.value in placement.operands and _for_products(model, where, rules)
+        }
+        if not moving:
+            return {}
+        assert context.validation is not None
+        calls = Calls.fitting(model, context.validation, self.samples).for_trials(model)
+        before = max(judged.values())
+        judged["per-call"] = round(worth(model, {**params, **moving}, calls), 2)
+        return moving if judged["per-call"] >= before + PER_CALL else {}
 
     def _flow(self, model: ir.Model, rules: QuantizationRules, keep: set[str], unfit: set[str]) -> Throughout:
         return place_throughout(
@@ -187,6 +225,28 @@ class StaticInt8(Pass):
         judged = {method: round(worth(model, params, calls), 2) for method, params in choices.items()}
         slack = {method: CUTTING if method == "min-max" else 0.0 for method in choices}
         return max(choices, key=lambda method: judged[method] + slack[method]), dict(judged.items())
+
+
+def _for_products(model: ir.Model, where: Site, rules: QuantizationRules) -> bool:
+    """Whether a site is read by products with constant weights alone that take ranges of every call."""
+    read = [
+        (node, index)
+        for node in model.graph
+        for index, value in enumerate(node.inputs)
+        if value is not None and value.name == where.value
+    ]
+    readers = [
+        (node, index)
+        for node, index in read
+        if where.readers is None or (node.name or "", index) in where.readers
+    ]
+    return bool(readers) and all(
+        node.op_type in rules.dynamic
+        and index == 0
+        and node.inputs[1] is not None
+        and is_constant(node.inputs[1])
+        for node, index in readers
+    )
 
 
 def _sixteen(rules: QuantizationRules, opset: int) -> QuantizationRules:

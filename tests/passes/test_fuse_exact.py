@@ -179,6 +179,20 @@ def test_padding_goes_into_an_average_pool() -> None:
     assert operators == ["Pad", "AveragePool"]
 
 
+@pytest.mark.parametrize("biased", [False, True])
+def test_a_convolution_of_one_position_with_channels_last_is_a_product(biased: bool) -> None:
+    numbers = {"w": np.ones((3, 4, 1), F) * np.arange(3, dtype=F)[:, None, None], "b": np.arange(3, dtype=F)}
+    reads = ["t", "w", "b"] if biased else ["t", "w"]
+    nodes = [
+        N("Transpose", ["x"], ["t"], perm=[0, 2, 1]),
+        N("Conv", reads, ["c"], kernel_shape=[1]),
+        N("Transpose", ["c"], ["y"], perm=[0, 2, 1]),
+    ]
+    expected = ["MatMul", "Add"] if biased else ["MatMul"]
+    assert fused("fuse-gemm", model(nodes, ["n", 1, 4], numbers))[0] == expected
+    assert "Conv" in fused("fuse-gemm", model(nodes, ["n", 5, 4], numbers))[0]
+
+
 def test_matrices_and_a_row_become_a_gemm() -> None:
     nodes = [N("MatMul", ["x", "w"], ["a"]), N("Add", ["b", "a"], ["y"])]
     numbers = {"w": np.ones((4, 6), F), "b": np.ones((1, 6), F)}

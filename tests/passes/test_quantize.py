@@ -118,12 +118,32 @@ def test_the_bias_always_fits_int32() -> None:
     bias = net.constant(np.array([1, 1000, -1, 5], np.float32))
     net_out = net.add("Gemm", net.x, weight, bias, transB=1)
     model = net.model(net_out)
-    apply("static-int8", model, rows((4,)))
+    apply("static-int8", model, rows((4,)), observer="mse")
     params = read(model)
     scale = params[Site("c0")][0].scale
     source = params[Site("x")][0].scale
     assert scale is not None and source is not None
     assert np.all(np.abs(bias.const_value.numpy()) / (scale * source) < 2**31)  # type: ignore[union-attr]
+
+
+def test_inputs_whose_level_changes_get_their_range_at_every_call() -> None:
+    net = Net(["n", 16])
+    steady = net.model(net.add("MatMul", net.x, net.weight(16, 8)))
+    moving = steady.clone()
+    apply("static-int8", steady, rows((16,)))
+    assert read(steady)[Site("x")][0].scale is not None
+    samples = rows((16,)).rows
+    loud = [{"x": feeds["x"] * np.float32(100)} for feeds in samples[:2]]
+    served = Facets(
+        rules=load_platform("generic-armv8").rules,
+        calibration=Rows([*loud, *samples]),
+        validation=Rows(samples[4::5]),
+    )
+    step = passes.make("static-int8")
+    assert isinstance(step, Pass)
+    judged = step.apply(moving, Context(served, step.reads)).details["fidelity"]
+    assert read(moving)[Site("x")][0].scale is None
+    assert judged["per-call"] > max(judged["mse"], judged["min-max"]) + 1
 
 
 def test_a_shared_weight_has_one_scale() -> None:
