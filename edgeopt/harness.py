@@ -118,6 +118,13 @@ class RecordedCalls:
     def __len__(self) -> int:
         return len(self.files)
 
+    def limited(self, limit: int | None) -> RecordedCalls:
+        """Returns at most ``limit`` of the calls, evenly spread over all of them."""
+        count = len(self.files)
+        if limit is None or limit >= count:
+            return self
+        return RecordedCalls([self.files[number * count // limit] for number in range(limit)], self._holder)
+
     @property
     def digest(self) -> str:
         """SHA-256 of the calls, in order."""

@@ -21,7 +21,7 @@ from edgeopt.graph.placement import Placement, place
 from edgeopt.graph.quantization import Parameters, QuantParams, Site, with_rounded_constants, write
 from edgeopt.graph.thresholds import PERCENTILE, Method
 from edgeopt.passes._leaky import around
-from edgeopt.passes.base import Samples
+from edgeopt.passes.base import Divisible, Samples
 from edgeopt.platform import QuantizationRules, TensorRule
 
 METHODS: tuple[Method, ...] = ("mse", "min-max")
@@ -42,7 +42,9 @@ BYTES_PER_TRIAL = 2**30
 
 @dataclass(frozen=True, slots=True)
 class Calls:
-    """Model calls that can be iterated again and again.
+    """Model calls that can be iterated again and again, evenly spread over the samples.
+
+    Data often come in an order, by class or source, so the first of them are not like the others.
 
     Attributes:
         data: The samples.
@@ -69,13 +71,21 @@ class Calls:
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
         seen = 0
-        for feeds in self.data.feeds(self.batch):
+        for feeds in self._chosen().feeds(self.batch):
             if seen >= self.limit:
                 return
             yield feeds
-            # a call that was recorded as it is may hold more, and its first axis need not be samples
-            count = max((array.shape[0] for array in feeds.values() if array.ndim), default=1)
-            seen += min(count, self.batch)
+            seen += self._counted(feeds)
+
+    def _chosen(self) -> Samples:
+        first = next(self.data.feeds(), None)
+        if first is None or not isinstance(self.data, Divisible):
+            return self.data
+        return self.data.limited(-(-self.limit // self._counted(first)))
+
+    def _counted(self, feeds: Feeds) -> int:
+        # a call that was recorded as it is may hold more, and its first axis need not be samples
+        return min(max((array.shape[0] for array in feeds.values() if array.ndim), default=1), self.batch)
 
 
 @dataclass(frozen=True, slots=True)

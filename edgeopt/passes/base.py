@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import onnx_ir as ir
@@ -61,6 +61,15 @@ class Samples(Protocol):
     @property
     def labels(self) -> np.ndarray | None:
         """One label a sample, or ``None``."""
+        ...
+
+
+@runtime_checkable
+class Divisible(Protocol):
+    """Samples that can be read in part."""
+
+    def limited(self, limit: int | None) -> Samples:
+        """Returns at most ``limit`` of the samples, evenly spread over all of them."""
         ...
 
 

@@ -21,7 +21,7 @@ from edgeopt.graph.change import Change, Rewrite
 from edgeopt.graph.execute import Executor
 from edgeopt.graph.names import name_nodes, original_names
 from edgeopt.graph.quantization import QuantParams, Site, read, strip, with_rounded_constants, write
-from edgeopt.passes.base import Context, Facet, Keeps, Pass, Samples, Stage
+from edgeopt.passes.base import Context, Divisible, Facet, Keeps, Pass, Samples, Stage
 
 Quantization = Mapping[Site, list[QuantParams]]
 
@@ -159,7 +159,8 @@ class _Trial:
         self.reference = Executor(plain, optimize=True)
 
     def calls(self, count: int) -> Iterator[dict[str, np.ndarray]]:
-        return islice(self.samples.feeds(), count)
+        samples = self.samples.limited(count) if isinstance(self.samples, Divisible) else self.samples
+        return islice(samples.feeds(), count)
 
     def fidelity(self, params: Quantization, count: int) -> float:
         """Returns the fidelity of the least faithful output in dB."""
