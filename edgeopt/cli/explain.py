@@ -1,4 +1,4 @@
-"""``edgeopt explain``: what every pass did, and every rule that did not fire, where and why."""
+"""``edgeopt explain``: what every pass did, which rules did not fire and why, and which layers lose most."""
 
 from __future__ import annotations
 
@@ -11,7 +11,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from edgeopt.graph.change import Change
+
+WORST = 10
+"""How many layers are ranked without ``--all``."""
 
 FEW = 3
 """How many sites are named where a reason holds at many."""
@@ -25,7 +30,8 @@ FEW = 3
 def command(subject: str, nodes: str, every: bool, as_json: bool) -> None:
     """Show what each pass did, and why the rules that might have fired did not.
 
-    Of an artifact, its ledger is read; on a model, the exact passes run, and nothing is written.
+    Of an artifact, its ledger is read; on a model, the exact passes run, and nothing is written. Where an
+    artifact was quantized with data, its layers are ranked by what quantization costs them.
     """
     from edgeopt.cli.tables import write_json
 
@@ -37,11 +43,28 @@ def command(subject: str, nodes: str, every: bool, as_json: bool) -> None:
         write_json({"passes": [{"name": name, **change.to_json()} for name, change in found]})
         return
     for name, change in found:
-        click.echo(f"{name}: {change.summary}")
+        click.echo(f"{name}: {change.summary or 'nothing to do'}")
         _print("did", _by_reason((item.rule, "", item.site) for item in change.rewrites), every)
         _print("left", _by_reason((item.rule, item.reason, item.site) for item in change.skipped), every)
+        _print_layers(change.details, nodes, every)
         for note in change.notes:
             click.echo(f"  note: {note}")
+
+
+def _print_layers(details: Mapping[str, Any], pattern: str, every: bool) -> None:
+    """Prints what quantization costs layer by layer, the worst first."""
+    alone, signals = dict(details.get("ranking", ())), dict(details.get("signals", ()))
+    found = [name for name in (alone or signals) if fnmatchcase(name, pattern)]
+    if not found:
+        return
+    click.echo("  signal to noise in dB, worst first: at the outputs with this layer alone quantized,")
+    click.echo("  and at its own output with all of them")
+    shown = found if every else found[:WORST]
+    for name in shown:
+        figures = [f"{part[name]:7.1f}" if name in part else "      -" for part in (alone, signals)]
+        click.echo(f"    {' '.join(figures)}  {name}")
+    if len(found) > len(shown):
+        click.echo(f"      and {len(found) - len(shown)} more (--all)")
 
 
 def _of_artifact(folder: Path) -> list[tuple[str, Change]]:
@@ -88,4 +111,5 @@ def _print(verb: str, grouped: dict[tuple[str, str], list[str]], every: bool) ->
         shown = sites if every else sites[:FEW]
         more = f" and {len(sites) - len(shown)} more" if len(sites) > len(shown) else ""
         click.echo(f"  {verb} {rule}{f': {reason}' if reason else ''}")
-        click.echo(f"      at {', '.join(shown)}{more}")
+        if any(shown):
+            click.echo(f"      at {', '.join(shown)}{more}")

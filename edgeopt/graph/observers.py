@@ -130,17 +130,22 @@ class Observer:
         if self.width == 0.0:  # one number only so far
             self.counts[0] += flat.size
             return
-        first, inverse = np.float32(self.first), np.float32(1 / self.width)
-        counts = np.zeros(BINS, np.int64)
-        scaled = np.empty(min(CHUNK, flat.size), np.float32)
+        inverse = np.float32(1 / self.width)
+        size = min(CHUNK, flat.size)
+        rows = 2 if self.low == 0 else 1  # behind a ReLU equal neighbours would wait for each other
+        first = np.full(size, self.first, np.float32)
+        first[1::2] -= (rows - 1) * BINS
+        counts = np.zeros(rows * BINS, np.int64)
+        scaled, index = np.empty(size, np.float32), np.empty(size, np.int32)
         for start in range(0, flat.size, CHUNK):
             part = flat[start : start + CHUNK]
-            into = scaled[: part.size]
+            into, bins = scaled[: part.size], index[: part.size]
             np.multiply(part, inverse, out=into)
             np.floor(into, out=into)
-            np.subtract(into, first, out=into)  # of whole numbers less than 4096 apart: exact
-            counts += np.bincount(into.astype(np.intp), minlength=BINS)
-        self.counts += counts
+            np.subtract(into, first[: part.size], out=into)  # whole numbers that are near each other: exact
+            np.copyto(bins, into, casting="unsafe")
+            counts += np.bincount(bins, minlength=rows * BINS)
+        self.counts += counts.reshape(rows, BINS).sum(0)
 
     def _cover(self, alone: float) -> None:
         """Widens the histogram to the extremes; ``alone`` is the only number before, while there was one."""

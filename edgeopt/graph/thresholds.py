@@ -29,6 +29,12 @@ PERCENTILE = 99.99
 COARSE = 48
 """Ranges that ``entropy`` tries before it looks closer around the best."""
 
+CLOSER = 8
+"""How many times closer together those are that it tries next."""
+
+LEAST = 1e-9
+"""The least share that a bin counts as expected to have."""
+
 MOST_BINS = 2**15
 """Where zero is so far off that a histogram reaching there had more bins, ``entropy`` takes the extremes."""
 
@@ -123,18 +129,22 @@ def entropy(
     if zero < len(counts):
         smooth[zero] = min(smooth[zero], max(beside, default=0.0))
 
+    diverges = _Divergence(smooth)
+
     def divergence(kept: int) -> float:
         first, last = zero - left * kept // longest, zero + -(-right * kept // longest)
-        return _divergence(smooth, first, max(last, first + 1), levels)
+        return diverges(first, max(last, first + 1), levels)
 
     least = min(longest, max(1, levels * longest // max(left + right, 1)))
     stride = max(1, (longest - least) // COARSE)
-    coarse = {kept: divergence(kept) for kept in (*range(least, longest, stride), longest)}
-    best = min(coarse, key=lambda kept: (coarse[kept], -kept))
-    near = range(max(least, best - stride + 1), min(longest, best + stride - 1) + 1)
-    fine = {kept: divergence(kept) for kept in near}
-    fine[best] = coarse[best]
-    best = min(fine, key=lambda kept: (fine[kept], -kept))
+    tried = {kept: divergence(kept) for kept in (*range(least, longest, stride), longest)}
+    while True:  # closer and closer around the best
+        best = min(tried, key=lambda kept: (tried[kept], -kept))
+        if stride == 1:
+            break
+        reach, stride = stride, max(1, stride // CLOSER)
+        near = range(max(least, best - reach + 1), min(longest, best + reach - 1) + 1, stride)
+        tried.update((kept, divergence(kept)) for kept in near if kept not in tried)
     share = best / longest
     if symmetric:
         bound = max(-low, high) * share
@@ -156,24 +166,43 @@ def _around_zero(histogram: Histogram) -> tuple[np.ndarray, int]:
     return counts[first:last], zero - first
 
 
-def _divergence(counts: np.ndarray, first: int, last: int, levels: int) -> float:
-    """KL divergence of bins [first, last) joined into levels, from all, which is clipped to them."""
-    inside = counts[first:last]
-    seen = inside.copy()
-    seen[0] += counts[:first].sum()
-    seen[-1] += counts[last:].sum()
-    group = np.arange(len(inside)) * levels // max(len(inside), levels)
-    used = inside > 0
-    sums = np.bincount(group, inside, levels)
-    members = np.bincount(group, used, levels)
-    joined = np.where(used, (sums / np.maximum(members, 1))[group], 0.0)
-    total, kept = seen.sum(), joined.sum()
-    if total == 0 or kept == 0:
-        return np.inf
-    some = seen > 0
-    expected = np.maximum(joined[some] / kept, 1e-9)
-    share = seen[some] / total
-    return float(np.dot(share, np.log(share / expected)))
+class _Divergence:
+    """Divergences of one histogram from it quantized, in time that grows with the levels, not the bins.
+
+    All that a range needs of the bins in a level are sums, taken as differences of running sums.
+    """
+
+    def __init__(self, counts: np.ndarray) -> None:
+        self.counts = counts
+        used = counts > 0
+        logs = np.zeros_like(counts)
+        logs[used] = counts[used] * np.log(counts[used])
+        self.sums, self.used, self.logs = (
+            np.concatenate([[0.0], np.cumsum(part)]) for part in (counts, used, logs)
+        )
+
+    def __call__(self, first: int, last: int, levels: int) -> float:
+        """KL divergence of bins [first, last) joined into levels, from all, which is clipped to them."""
+        size, total = last - first, self.sums[-1]
+        edges = first + np.minimum(-(-np.arange(levels + 1) * max(size, levels) // levels), size)
+        inside = np.diff(self.sums[edges])
+        kept = self.sums[last] - self.sums[first]
+        if total == 0 or kept == 0:
+            return np.inf
+        expected = np.maximum(inside / np.maximum(np.diff(self.used[edges]), 1) / kept, LEAST)
+        logs = np.log(expected)
+        # sum of p log p - p log q for the bins as they are, then what is clipped goes to the outermost
+        result = self.logs[last] - self.logs[first] - np.dot(inside, logs)
+        ends = {first: self.sums[first], last - 1: total - self.sums[last]}
+        if size == 1:
+            ends = {first: total - kept}
+        for place, clipped in ends.items():
+            if clipped > 0:
+                before = self.counts[place]
+                group = logs[(place - first) * levels // max(size, levels)] if before > 0 else np.log(LEAST)
+                result += (before + clipped) * np.log(before + clipped) - clipped * group
+                result -= before * np.log(before) if before > 0 else 0.0
+        return float(result / total - np.log(total))
 
 
 def least_damage(

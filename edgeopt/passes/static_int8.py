@@ -27,6 +27,7 @@ from edgeopt.graph.thresholds import PERCENTILE, Method
 from edgeopt.passes._calibration import METHODS, Calls, Watched, calibrate, scales, worth
 from edgeopt.passes._calibration_lint import lint
 from edgeopt.passes._rules import kept, quantization_rules
+from edgeopt.passes._sensitivity import Trial, shown
 from edgeopt.passes._throughout import Throughout, channel_parameters, place_throughout
 from edgeopt.passes.base import Context, Facet, Keeps, Pass, Stage
 from edgeopt.platform import QuantizationRules, TensorRule
@@ -134,6 +135,7 @@ class StaticInt8(Pass):
         moving = self._per_call(model, rules, placement, params, judged, context)
         if moving:
             params = {**params, **moving}
+        ranking = _ranking(model, params, context)
         write(model, params)
         return Change(
             summary=f"{len(placement.products)} layers to int8"
@@ -150,6 +152,7 @@ class StaticInt8(Pass):
                 "kept_float": sorted(keep),
                 "activation_bits": self.activation_bits,
                 **({} if self.throughout == "no" else {"throughout": self.throughout}),
+                **ranking,
             },
             notes=notes,
         )
@@ -247,6 +250,24 @@ def _for_products(model: ir.Model, where: Site, rules: QuantizationRules) -> boo
         and is_constant(node.inputs[1])
         for node, index in readers
     )
+
+
+def _ranking(model: ir.Model, params: Parameters, context: Context) -> dict[str, object]:
+    """What int8 costs layer by layer, on a few validation samples, each worst first.
+
+    ``ranking``: the fidelity in dB with that layer alone in int8, where that takes seconds. ``signals``: the
+    signal-to-noise ratio at its output in the whole int8 model.
+    """
+    samples = context.validation
+    if samples is None or len(samples) == 0 or not params:
+        return {}
+    names = {node.name or "": shown(node) for node in model.graph}
+    trial = Trial(model, params, samples)
+    found: dict[str, object] = {}
+    if count := trial.affordable():
+        found["ranking"] = [(names[key], round(value, 2)) for key, value in trial.ranked(count).items()]
+    signals = sorted(trial.signals().items(), key=lambda item: item[1])
+    return {**found, "signals": [(names[key], round(value, 2)) for key, value in signals]}
 
 
 def _sixteen(rules: QuantizationRules, opset: int) -> QuantizationRules:

@@ -6,11 +6,12 @@ page itself, so that a mail or a build server shows them as they are.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import TYPE_CHECKING
 
+from edgeopt import fidelity
 from edgeopt.budget import Verdict
 from edgeopt.evidence import Evidence
 from edgeopt.outcome import Outcome, StepRecord, exit_code
@@ -121,16 +122,26 @@ def _span(verdict: Verdict) -> Span | None:
     return Span(share(low), share(figure.value), share(high), share(limit), axis)
 
 
-def layers(outcome: Outcome) -> list[tuple[str, Bar]]:
-    """Lists the layers that int8 harms most, the worst first: the fidelity with that one alone in int8."""
-    ranking = [entry for step in outcome.ledger for entry in step.change.details.get("ranking", ())]
-    if not ranking:
-        return []
-    largest = max(decibels for _, decibels in ranking)
-    return [
-        (layer, Bar(f"{decibels:.1f} dB", round(max(decibels, 0.0) / largest, 4) if largest > 0 else 0.0))
-        for layer, decibels in sorted(ranking, key=lambda entry: entry[1])
-    ]
+def layers(outcome: Outcome) -> list[tuple[str, Bar, Bar]]:
+    """Lists what quantization costs layer by layer, the worst first, as the last step that looked found it.
+
+    Of each layer: the fidelity with it alone in integers (empty where that was not tried), and the signal-
+    to-noise ratio at its output with all of them.
+    """
+    ranked = [step.change.details for step in outcome.ledger if step.change.details.get("ranking")]
+    told = [step.change.details for step in outcome.ledger if step.change.details.get("signals")]
+    alone = dict(ranked[-1]["ranking"]) if ranked else {}
+    signals = dict(told[-1]["signals"]) if told else {}
+    order = sorted(alone or signals, key=lambda layer: (alone or signals)[layer])
+    return [(layer, _decibels(layer, alone), _decibels(layer, signals)) for layer in order]
+
+
+def _decibels(layer: str, found: Mapping[str, float]) -> Bar:
+    if layer not in found:
+        return Bar("", 0.0)
+    largest = max((value for value in found.values() if value < fidelity.LIMIT), default=0.0)
+    share = min(max(found[layer], 0.0) / largest, 1.0) if largest > 0 else 0.0
+    return Bar(f"{found[layer]:.1f} dB", round(share, 4))
 
 
 def conditions(outcome: Outcome) -> list[tuple[str, str]]:

@@ -107,3 +107,24 @@ def test_bisect_refuses_options_of_its_other_form(edgeopt: Command, options: tup
 def test_the_pass_that_left_most_noise_is_the_culprit() -> None:
     assert Parting(1, None, None, {"one": 60.0, "two": 20.0, "three": 19.9}).culprit == "two"
     assert Parting(1, None, None).culprit == ""
+
+
+def test_layers_of_an_artifact_are_ranked_on_the_screen_and_drawn_in_the_report(
+    edgeopt: Command, tmp_path: Path
+) -> None:
+    folder, page = tmp_path / "artifact", tmp_path / "report.html"
+    ran = edgeopt("compile", "--device", "raspberry-pi-4", "-o", folder, "--report", f"html={page}")
+    assert ran.code == 0, ran.err
+    steps = edgeopt("explain", folder, "--json").json()["passes"]
+    details = next(step["details"] for step in steps if step["name"] == "static-int8")
+    ranking, signals = dict(details["ranking"]), dict(details["signals"])
+    assert set(ranking) == set(signals) and len(ranking) > 1
+    assert list(ranking.values()) == sorted(ranking.values())
+    assert all(0 < decibels < 200 for decibels in (*ranking.values(), *signals.values()))
+    worst = next(iter(ranking))
+    shown = edgeopt("explain", folder).out
+    assert f"{ranking[worst]:7.1f} {signals[worst]:7.1f}  {worst}" in shown
+    only = edgeopt("explain", folder, "--nodes", worst).out
+    assert sum(layer in only for layer in ranking) == 1
+    text = page.read_text(encoding="utf-8")
+    assert "Sensitivity" in text and f"{ranking[worst]:.1f} dB" in text

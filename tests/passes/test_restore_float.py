@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx_ir as ir
 from networks import residual_net, rows
 
 from edgeopt import fidelity, passes
 from edgeopt.graph.execute import Executor
 from edgeopt.graph.quantization import QuantParams, read, strip, write
 from edgeopt.passes import Context, Facets
-from edgeopt.passes.restore_float import RestoreFloat, layers
+from edgeopt.passes._sensitivity import layers
+from edgeopt.passes.restore_float import RestoreFloat
 
 
 def test_the_layer_that_is_harmed_goes_back_and_the_others_stay() -> None:
@@ -49,3 +51,39 @@ def test_what_is_faithful_enough_stays_as_it_is() -> None:
     change = RestoreFloat(fidelity=15.0).apply(model, Context(facets))
     assert not change.rewrites
     assert read(model) == before
+
+
+class _Dear:
+    """A latency model in which one layer gains much by integers and every other one nothing."""
+
+    digest = "dear"
+
+    def __init__(self, layer: str) -> None:
+        self.layer = layer
+
+    def latency(self, model: ir.Model) -> float:
+        plain = model.clone()
+        strip(plain)
+        return 1.0 if self.layer in layers(plain, read(model)) else 2.0
+
+
+def test_layers_go_back_that_cost_the_least_predicted_time() -> None:
+    original = residual_net()
+    facets = Facets(calibration=rows((3, 8, 8)), validation=rows((3, 8, 8), 20, 2))
+    model = original.clone()
+    passes.make("static-int8", {"observer": "min-max"}).apply(model, Context(facets))
+    params = read(model)
+    reached = RestoreFloat(fidelity=200.0)
+    ranking = [name for name, _ in reached.apply(model, Context(facets)).details["ranking"]]
+
+    def restored(predictor: _Dear | None) -> list[str]:
+        model = original.clone()
+        write(model, params)
+        facets.predictor = predictor
+        before = RestoreFloat(fidelity=0.0).apply(model, Context(facets)).details["fidelity"]
+        change = RestoreFloat(fidelity=before + 0.5).apply(model, Context(facets))
+        assert change.details["fidelity_after"] >= before + 0.5
+        return list(change.details["restored"])
+
+    assert ranking[0] in restored(None)
+    assert ranking[0] not in restored(_Dear(ranking[0]))
