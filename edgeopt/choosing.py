@@ -122,7 +122,7 @@ def compile_chosen(job: Job, store: Store | None = None, watch: Watch = QUIET) -
         shipped = _precision(outcome)
         best = choose(shipped, {name: counts for name, (counts, _) in counted.items()}, core)
         if best != shipped:
-            chosen = replace(job, steps=_steps(best), output=Path(folder) / "chosen")
+            chosen = replace(job, steps=_steps(best), places=(), output=Path(folder) / "chosen")
             if compile_job(chosen, store, watch).exit_code <= outcome.exit_code:
                 outcome = compile_job(replace(chosen, output=job.output, force=True), store, watch)
             else:
@@ -205,7 +205,8 @@ def _rivals(job: Job, store: Store, watch: Watch, folder: Path, outcome: Outcome
     for precision in ("float32", "float16"):
         if precision != _precision(outcome) and precision in job.platform.rules.precisions:
             limit = None if job.data is None else SAMPLES
-            rival = replace(job, steps=_steps(precision), output=folder / precision, budgets=(), limit=limit)
+            rival = replace(job, steps=_steps(precision), places=(), budgets=(), limit=limit)
+            rival = replace(rival, output=folder / precision)
             compile_job(rival, store, watch)
             found[precision] = folder / precision
     return found

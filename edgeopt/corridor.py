@@ -26,7 +26,7 @@ from edgeopt.graph.names import name_nodes
 from edgeopt.graph.quantization import with_rounded_constants
 from edgeopt.graph.shapes import without_weights
 from edgeopt.harness import Harness
-from edgeopt.job import Job, default_passes, make_steps
+from edgeopt.job import Job, default_passes, make_steps, placed
 from edgeopt.load import load, refuse_unknown_operators
 from edgeopt.outcome import StepRecord
 from edgeopt.passes.base import Facets, Options, Samples
@@ -228,17 +228,13 @@ class Corridor:
         self.note(part, change)
         self.precisions[part.name] = "float32"
         checked = False
-        for options in self.job.steps if self.job.steps is not None else make_steps(default_passes()):
+        steps = self.job.steps if self.job.steps is not None else make_steps(default_passes())
+        for options, place in zip(steps, self.job.places or [""] * len(steps), strict=True):
             if options.stage != "structure" and not checked:
                 refuse(target.check(part.state.model, self.job.platform), self.job.platform)
                 checked = True
-            for step in stepper.run(part.state, options):
-                part.state = step.state
-                if "scheme" in step.change.details:
-                    self.precisions[part.name] = str(step.change.details["scheme"])
-                self.note(part, step.change)
-                exact = step.options.keeps == "exact"
-                self.record(part, step.options, step.change, step.cpu_seconds, step.cached, exact)
+            with placed(place):
+                self._run(part, stepper, options)
         self.refuse_floats(part)
         state, change, seconds, cached = stepper.computed(
             part.state,
@@ -249,6 +245,16 @@ class Corridor:
         part.state = state
         self.note(part, change)
         self.record(part, None, change, seconds, cached, False)
+
+    def _run(self, part: Part, stepper: Stepper, options: Options) -> None:
+        """Runs a pass, or all that a plan names, and notes what each did."""
+        for step in stepper.run(part.state, options):
+            part.state = step.state
+            if "scheme" in step.change.details:
+                self.precisions[part.name] = str(step.change.details["scheme"])
+            self.note(part, step.change)
+            exact = step.options.keeps == "exact"
+            self.record(part, step.options, step.change, step.cpu_seconds, step.cached, exact)
 
     def refuse_floats(self, part: Part) -> None:
         """Refuses a model in floats where the runtime's float kernels need what the core lacks.

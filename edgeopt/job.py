@@ -13,7 +13,7 @@ from edgeopt import passes as registry
 from edgeopt import schema, targets
 from edgeopt.budget import Budget
 from edgeopt.data import DataSpec
-from edgeopt.errors import DataError, UserError
+from edgeopt.errors import DataError, EdgeoptError, UserError
 from edgeopt.optimization import EXACT, SCHEDULE
 from edgeopt.passes.base import STAGES, Options, Verify
 from edgeopt.platform import Device, Platform, load_platform
@@ -53,6 +53,7 @@ class Job:
         base: The folder that the data's paths start from.
         budgets: The user's budgets; defaults are added by the judge.
         steps: The passes; ``None`` for the platform's own plan.
+        places: Where a recipe names each of the steps, as ``file:line:column``; empty where none does.
         threads: Threads that the artifact will run with.
         seed: The seed of everything random.
         verify: How rewrites are proved.
@@ -71,6 +72,7 @@ class Job:
     base: Path | None = None
     budgets: tuple[Budget, ...] = ()
     steps: tuple[Options, ...] | None = None
+    places: tuple[str, ...] = ()
     threads: int = 1
     seed: int = 0
     verify: Verify = "fast"
@@ -141,8 +143,17 @@ def jobs(file: RecipeFile, **common: Any) -> list[Job]:
                 platform = load_platform(device, target)
             for name, entry in recipe.named_models().items():
                 where = ("models", name) if recipe.models else ("model",)
-                with _placed(file, *((*where, "passes") if entry.passes is not None else ("passes",))):
+                listed = (*where, "passes") if entry.passes is not None else ("passes",)
+                places = tuple(
+                    file.position(*listed, number, step)
+                    for number, item in enumerate(recipe.passes_of(entry) or ())
+                    for step in item
+                )
+                with _placed(file, *listed):
                     steps = recipe.steps(entry, recipe.devices[index], default_passes())
+                    for place, step in zip(places, steps or (), strict=False):
+                        with placed(place):
+                            make_steps([step])
                     made = None if steps is None else make_steps(steps)
                 root = file.resolve(recipe.output.dir)
                 found.append(
@@ -156,6 +167,7 @@ def jobs(file: RecipeFile, **common: Any) -> list[Job]:
                         base=file.path.parent,
                         budgets=recipe.budgets(entry),
                         steps=made,
+                        places=places,
                         threads=recipe.run.threads,
                         seed=recipe.seed,
                         verify=recipe.verify,
@@ -180,10 +192,17 @@ def _parts(file: RecipeFile, entry: ModelEntry) -> dict[str, PartSource]:
 @contextlib.contextmanager
 def _placed(file: RecipeFile, *location: Any) -> Iterator[None]:
     """Adds a place in the recipe to an error that has none."""
+    with placed(file.position(*location)):
+        yield
+
+
+@contextlib.contextmanager
+def placed(where: str) -> Iterator[None]:
+    """Adds a place to an error that has none."""
     try:
         yield
-    except UserError as error:
-        error.where = error.where or file.position(*location)
+    except EdgeoptError as error:
+        error.where = error.where or where or None
         raise
 
 

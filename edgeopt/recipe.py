@@ -146,6 +146,10 @@ class Recipe(schema.Schema):
         limits = {**self.budget.model_dump(exclude_none=True), **own}
         return tuple(Budget.parse(quantity, limits[quantity]) for quantity in KINDS if quantity in limits)
 
+    def passes_of(self, model: ModelEntry) -> list[dict[str, dict[str, Any]]] | None:
+        """The passes listed for one model, its own or the recipe's; ``None`` where none are."""
+        return model.passes if model.passes is not None else self.passes
+
     def steps(
         self, model: ModelEntry, device: str, default: Sequence[tuple[str, dict[str, Any]]] = ()
     ) -> list[tuple[str, dict[str, Any]]] | None:
@@ -156,7 +160,7 @@ class Recipe(schema.Schema):
             device: One of its devices.
             default: The default passes, which the overrides change where the recipe lists none.
         """
-        chosen = model.passes if model.passes is not None else self.passes
+        chosen = self.passes_of(model)
         overrides = self.overrides.get(device, {})
         if chosen is None and not overrides:
             return None

@@ -19,7 +19,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeopt import fidelity
-from edgeopt.errors import PassError
+from edgeopt.errors import UserError
 from edgeopt.graph.change import Change, Rewrite, Skipped
 from edgeopt.graph.execute import Executor
 from edgeopt.graph.names import name_nodes, original_names
@@ -68,11 +68,13 @@ class BiasCorrection(Pass):
         """Corrects all biases, in order.
 
         Raises:
-            PassError: There are no calibration samples.
+            UserError: There are no calibration samples.
         """
         data = context.calibration
         if data is None or len(data) == 0:
-            raise PassError("bias-correction needs calibration data")
+            raise UserError(
+                "bias-correction needs calibration data", hint="--data PATH, or data in the recipe"
+            )
         if not read(model):
             return Change(summary="no quantized values, so nothing to correct")
         name_nodes(model)

@@ -20,7 +20,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from edgeopt.errors import PassError, RuntimeFailure, UserError
+from edgeopt.errors import RuntimeFailure, UserError
 from edgeopt.graph.change import Change, Rewrite, Skipped
 from edgeopt.graph.names import name_nodes, original_names
 from edgeopt.graph.observers import activation_bytes
@@ -96,11 +96,11 @@ class Gptq(Pass):
         """Solves every product with constant 8-bit weights, in order.
 
         Raises:
-            PassError: There are no calibration samples.
+            UserError: There are no calibration samples.
         """
         data = context.calibration
         if data is None or len(data) == 0:
-            raise PassError("gptq needs calibration data")
+            raise UserError("gptq needs calibration data", hint="--data PATH")
         params = read(model)
         if not params:
             return Change(summary="no quantized weights to round")

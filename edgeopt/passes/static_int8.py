@@ -97,12 +97,12 @@ class StaticInt8(Pass):
         """Writes the quantization of the whole model.
 
         Raises:
-            PassError: There are no calibration samples, or the model's opset has no 16-bit integers.
-            UserError: A pattern of ``keep_float`` matches no node.
+            UserError: There are no calibration samples, or a pattern of ``keep_float`` matches no node.
+            PassError: The model's opset has no 16-bit integers.
         """
         data = context.calibration
         if data is None or len(data) == 0:
-            raise PassError("static-int8 needs calibration data")
+            raise UserError("static-int8 needs calibration data", hint="--data PATH")
         if read(model):
             return Change(summary="already quantized", notes=[ALREADY])
         name_nodes(model)

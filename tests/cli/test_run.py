@@ -51,6 +51,21 @@ def test_a_missed_budget_gates_the_merge(edgeopt: Edgeopt) -> None:
     assert ran.out.count("missed: size") == 2
 
 
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [("keep_float: [/nothere/*]", "no node matches keep_float"), ("samples: 0", "needs at least one sample")],
+)
+def test_an_error_that_a_pass_raises_says_where_the_recipe_names_it(
+    edgeopt: Edgeopt, options: str, sentence: str
+) -> None:
+    passes = f"passes:\n  - simplify\n  - quantize: {{{options}}}\n"
+    Path("recipe.yaml").write_text(RECIPE.replace(", passes: [simplify, fold-batch-norm]", "") + passes)
+    ran = edgeopt("run", "recipe.yaml", "--set", "devices=[raspberry-pi-4]")
+    assert ran.code == 2
+    assert sentence in ran.err
+    assert "recipe.yaml:11:5" in ran.err
+
+
 def test_a_job_that_fails_does_not_stop_the_others(edgeopt: Edgeopt) -> None:
     Path("broken.onnx").write_bytes(b"no model")
     ran = edgeopt(
@@ -65,11 +80,11 @@ def test_a_job_that_fails_does_not_stop_the_others(edgeopt: Edgeopt) -> None:
     ("old", "new", "place", "sentence"),
     [
         ("devices: [raspberry-pi-4,", "devices: [raspberry-pi-44,", ":6:11", "no device 'raspberry-pi-44'"),
-        ("[simplify, fold-batch-norm]", "[simplfy]", ":4:29", "no pass 'simplfy'"),
+        ("[simplify, fold-batch-norm]", "[simplfy]", ":4:38", "no pass 'simplfy'"),
         ("simplify, fold-batch-norm", "quantize, simplify", ":4:29", "cannot come after"),
-        ("simplify,", "{simplify: {fld: 1}},", ":4:29", "has no option 'fld'"),
-        ("fold-batch-norm", "{quantize: {samples: few}}", ":4:29", "the option samples of the pass quantize"),
-        ("fold-batch-norm", "{quantize: {scheme: int3}}", ":4:29", "scheme"),
+        ("simplify,", "{simplify: {fld: 1}},", ":4:39", "has no option 'fld'"),
+        ("fold-batch-norm", "{quantize: {samples: few}}", ":4:49", "the option samples of the pass quantize"),
+        ("fold-batch-norm", "{quantize: {scheme: int3}}", ":4:49", "scheme"),
         ("budget:", "budgt:", ":7:1", "unknown key 'budgt'"),
     ],
 )

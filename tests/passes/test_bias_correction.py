@@ -8,7 +8,7 @@ import pytest
 from networks import attention_net, residual_net, rows
 
 from edgeopt import fidelity, passes
-from edgeopt.errors import PassError
+from edgeopt.errors import UserError
 from edgeopt.graph.execute import Executor
 from edgeopt.graph.quantization import QuantParams, read, strip, write
 from edgeopt.passes import Context, Facets
@@ -71,7 +71,7 @@ def test_a_layer_without_bias_is_named_with_the_reason() -> None:
 
 
 def test_it_needs_data_and_quantization() -> None:
-    with pytest.raises(PassError, match="needs calibration data"):
+    with pytest.raises(UserError, match="needs calibration data"):
         BiasCorrection().apply(residual_net(), Context())
     change = BiasCorrection().apply(residual_net(), Context(Facets(calibration=rows((3, 8, 8)))))
     assert "no quantized values" in change.summary

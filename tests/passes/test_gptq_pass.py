@@ -10,7 +10,7 @@ import pytest
 from networks import Net, Rows, attention_net, residual_net, rows
 
 from edgeopt import fidelity, passes
-from edgeopt.errors import PassError, UserError
+from edgeopt.errors import UserError
 from edgeopt.graph.execute import Executor
 from edgeopt.graph.quantization import QuantParams, Site, read, strip, write
 from edgeopt.load import load
@@ -138,7 +138,7 @@ def test_a_model_whose_float_form_is_another_is_left_alone() -> None:
 def test_it_needs_data_and_sensible_options() -> None:
     step = passes.make("gptq")
     assert isinstance(step, Pass)
-    with pytest.raises(PassError, match="calibration data"):
+    with pytest.raises(UserError, match="calibration data"):
         step.apply(residual_net(), Context(Facets(), step.reads))
     with pytest.raises(UserError):
         passes.make("gptq", {"samples": 0})

@@ -10,7 +10,7 @@ import pytest
 from networks import Net, Rows, attention_net, residual_net, rows
 
 from edgeopt import fidelity, passes
-from edgeopt.errors import PassError, UserError
+from edgeopt.errors import UserError
 from edgeopt.graph.change import Rewrite
 from edgeopt.graph.execute import Executor
 from edgeopt.graph.quantization import Site, read
@@ -166,7 +166,7 @@ def test_without_data_matrix_products_are_dynamic_and_convolutions_store_bytes()
     assert any("calibration" in note for entry in ledger for note in entry.change.notes)
     with pytest.raises(UserError, match="needs calibration data"):
         quantize(model, scheme="static-int8")
-    with pytest.raises(PassError, match="needs calibration data"):
+    with pytest.raises(UserError, match="needs calibration data"):
         apply("static-int8", model)
 
 
