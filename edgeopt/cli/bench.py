@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgeopt.cli import vectors
+
 if TYPE_CHECKING:
     from edgeopt.evidence import Evidence
     from edgeopt.platform import Platform
     from edgeopt.runners import Runner
-    from edgeopt.session import Session
 
 
 @click.command()
@@ -51,7 +52,7 @@ def command(**options: Any) -> int:
         body = _predict(options)
     elif re.match("emulator(:|$)", options["where"]):
         with find(options["where"]) as runner:
-            body, show = counting.count(options, runner, _check), counting.show  # type: ignore[arg-type]
+            body, show = counting.count(options, runner), counting.show  # type: ignore[arg-type]
     else:
         with find(options["where"]) as runner:
             body = _measure(options, runner)
@@ -84,7 +85,9 @@ def _measure(options: dict[str, Any], runner: Runner) -> dict[str, Any]:
     if runner.where == "host":
         body["note"] = "host, not device"
     else:
-        body["golden"] = {key: _check(Path(path), opened[key], body["notes"]) for key, path in named.items()}
+        body["golden"] = {
+            key: vectors.check(Path(path), opened[key], body["notes"]) for key, path in named.items()
+        }
     figures: dict[tuple[str, str], Evidence] = {}
     for part in parts:
         first = opened["model"][part]
@@ -136,25 +139,6 @@ def _measure(options: dict[str, Any], runner: Runner) -> dict[str, Any]:
     body["notes"] += runner.notes
     body["_named"] = named
     return body
-
-
-def _check(path: Path, opened: dict[str, Session], notes: list[str]) -> dict[str, Any]:
-    """Whether an artifact's golden vectors pass, by part: what is fast and wrong is of no use."""
-    from edgeopt import golden
-    from edgeopt.artifact import is_artifact, open_artifact
-
-    if not path.is_dir() or not is_artifact(path):
-        return {}
-    found: dict[str, Any] = {}
-    for part, manifest in open_artifact(path).parts.items():
-        found[part] = checked = golden.check(path, manifest, opened[part])
-        if checked is not None and checked["passed"] is False:
-            notes.append(
-                f"the golden vectors of {path.name} fail there: {part} is off by "
-                f"{checked['deviation']:.2g} of "
-                f"its largest value, {checked['tolerance']:.2g} is allowed"
-            )
-    return found
 
 
 def _predict(options: dict[str, Any]) -> dict[str, Any]:
@@ -280,12 +264,8 @@ def _print(body: dict[str, Any]) -> None:
             f"({units.format_size(detail['before_load'])} before loading), load "
             f"{units.format_time(detail['load_time'])}, first call {units.format_time(detail['first_call'])}"
         )
-    for key, parts in body.get("golden", {}).items():
-        checked = [entry for entry in parts.values() if entry is not None]
-        if checked:
-            worst = max(entry["deviation"] for entry in checked)
-            said = "pass there" if all(entry["passed"] is not False for entry in checked) else "FAIL there"
-            out.print(f"{body['_named'][key]}: golden vectors {said}, off by {worst:.2g} at most")
+    for line in vectors.lines(body.get("golden", {}), body["_named"]):
+        out.print(line)
     stderr = console(stderr=True)
     for note in body["notes"]:
         stderr.print(note, style="yellow")

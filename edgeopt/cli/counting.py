@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from edgeopt.cli import vectors
 
+if TYPE_CHECKING:
     from rich.table import Table
 
     from edgeopt.runners.emulator import Emulator
@@ -18,13 +18,12 @@ SHOWN = 8
 """Layers shown on the screen, those with the most instructions; ``--json`` has all."""
 
 
-def count(options: dict[str, Any], runner: Emulator, check: Callable[..., dict[str, Any]]) -> dict[str, Any]:
+def count(options: dict[str, Any], runner: Emulator) -> dict[str, Any]:
     """Counts the instructions of a model, and of one to compare with, on an emulated board.
 
     Args:
         options: The command's.
         runner: The emulator.
-        check: Tries an artifact's golden vectors.
     """
     from edgeopt.cli.display import Terminal
     from edgeopt.cli.tables import parse_shapes
@@ -46,7 +45,7 @@ def count(options: dict[str, Any], runner: Emulator, check: Callable[..., dict[s
         raise UserError("the two have different parts and cannot be compared", where=", ".join(parts))
     notes: list[str] = []
     body: dict[str, Any] = {"where": runner.where, "how": "emulated", "instructions": {}, "ratio": {}}
-    body["golden"] = {key: check(Path(path), opened[key], notes) for key, path in named.items()}
+    body["golden"] = {key: vectors.check(Path(path), opened[key], notes) for key, path in named.items()}
     if not counts:
         notes.append("no instructions were counted: `edgeopt emulator setup` says what is missing")
     for part in parts if counts else ():
@@ -136,12 +135,8 @@ def show(body: dict[str, Any]) -> None:
     for part, ratio in body.get("ratio", {}).items():
         label = f"{part}: " if len(body["ratio"]) > 1 else ""
         out.print(f"{label}{ratio:.3f} of the instructions, which says nothing of the time by itself")
-    for key, parts in body["golden"].items():
-        checked = [entry for entry in parts.values() if entry is not None]
-        if checked:
-            worst = max(entry["deviation"] for entry in checked)
-            said = "pass there" if all(entry["passed"] is not False for entry in checked) else "FAIL there"
-            out.print(f"{body['_named'][key]}: golden vectors {said}, off by {worst:.2g} at most")
+    for line in vectors.lines(body["golden"], body["_named"]):
+        out.print(line)
     stderr = console(stderr=True)
     for note in body["notes"]:
         stderr.print(note, style="yellow")
