@@ -22,7 +22,7 @@ import hashlib
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -39,6 +39,15 @@ SINGLE = "model"
 
 CALLS = 256
 """Recorded calls per part, evenly spread over all of them."""
+
+
+class Items(Protocol):
+    """What a harness runs over: ``DataSamples``, or a share of them."""
+
+    def __len__(self) -> int: ...
+
+    def items(self, *, labels: bool = True) -> Iterator[Sample]:
+        """Streams the samples."""
 
 
 class Harness:
@@ -71,7 +80,7 @@ class Harness:
         """SHA-256 of the source file that the function comes from."""
         return user_code.digest(self.function)
 
-    def run(self, sessions: Mapping[str, Session], samples: DataSamples) -> Iterator[Mapping[str, Any]]:
+    def run(self, sessions: Mapping[str, Session], samples: Items) -> Iterator[Mapping[str, Any]]:
         """Runs the harness over samples, without their labels, and checks what it yields.
 
         Raises:

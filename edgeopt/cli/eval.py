@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from edgeopt.data import DataSpec
     from edgeopt.evaluate import Judgement
     from edgeopt.evidence import Evidence
+    from edgeopt.harness import Harness
     from edgeopt.runners import Runner
     from edgeopt.session import Session
 
@@ -97,9 +98,12 @@ def _judge(options: dict[str, Any], runner: Runner) -> int:
     )
     if data.evaluate is None:
         raise DataError("the data have no part to evaluate on", hint="evaluation.npz, or evaluate: in YAML")
-    if emulates and harness is None:
+    if emulates:
         count = min(len(data.evaluate), options["limit"] or len(data.evaluate))
-        sessions = _spread(sessions, runner, options, count)
+        if harness is None:
+            sessions = _spread(sessions, runner, options, count)
+        else:
+            sessions, harness = _share(sessions, runner, options, count, harness, against is not None)
     found = judge(
         against,
         sessions,
@@ -122,6 +126,8 @@ def _judge(options: dict[str, Any], runner: Runner) -> int:
     if options["as_json"]:
         write_json({**found.to_json(), "notes": notes})
         return 0
+    if runner.where != "host":
+        show(_stamp(found, runner))
     show(_screen(found, options["model"], options["against"]))
     stderr = console(stderr=True)
     for note in notes:
@@ -138,7 +144,7 @@ def _spread(
 
     if len(sessions) != 1:
         return sessions
-    name, session = next(iter(sessions.items()))
+    session = next(iter(sessions.values()))
     seconds = spread.seconds_per_call(session)
     wanted = spread.processes(options["jobs"])
     count = wanted if seconds is None or seconds * samples > 2 * spread.START else 1
@@ -146,7 +152,30 @@ def _spread(
         console(stderr=True).print(spread.said(samples, seconds, count), style="dim")
     if count == 1:
         return sessions
-    return {name: spread.Spread(runner, session, options["model"], count)}  # type: ignore[arg-type]
+    return spread.spread(runner, sessions, options["model"], count)  # type: ignore[arg-type]
+
+
+def _share(
+    sessions: dict[str, Session],
+    runner: Runner,
+    options: dict[str, Any],
+    samples: int,
+    harness: Harness,
+    paired: bool,
+) -> tuple[dict[str, Session], Harness]:
+    """Spreads a harness over processes; how long it takes is said as soon as two samples have run."""
+    from edgeopt.cli.display import console
+    from edgeopt.runners.emulator import spread
+    from edgeopt.runners.emulator.sharing import SharedHarness
+
+    def tell(seconds: float, count: int) -> None:
+        # Beside an original every call is made once more, with the original's own inputs, one after another.
+        each = max(seconds, 2 * seconds / count) * count if paired else seconds
+        console(stderr=True).print(spread.said(samples, each, count), style="dim")
+
+    count = spread.processes(options["jobs"])
+    shared = spread.spread(runner, sessions, options["model"], count)  # type: ignore[arg-type]
+    return shared, SharedHarness(harness, count, tell)
 
 
 def _batch(path: Path) -> int:
@@ -188,6 +217,14 @@ def _digest(path: Path) -> str:
     file = path / "manifest.json" if path.is_dir() else path
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _stamp(found: Judgement, runner: Runner) -> str:
+    """Where the figures of MODEL are from, and how they came about."""
+    evidence = found.artifact or found.fidelity
+    by = f", {runner.conditions()['emulator']}" if runner.how == "emulated" else ""
+    runtime = f", {evidence.runtime}" if evidence is not None and evidence.runtime else ""
+    return f"{runner.how} on {runner.where}{by}{runtime}"
 
 
 def _screen(found: Judgement, model: str, against: str | None) -> RenderableType:

@@ -1,4 +1,4 @@
-"""One session over several emulated processes: evaluation takes as many cores as there are."""
+"""Sessions over several emulated processes: evaluation takes as many cores as there are."""
 
 from __future__ import annotations
 
@@ -28,51 +28,48 @@ START = 15.0
 """Seconds that one more process takes to start: work below that is not worth one."""
 
 
-class Spread(Session):
-    """Runs calls in several processes of one board.
+class Pool:
+    """Processes of one board; each but the first starts when there is work that no other is free for.
 
     Args:
         runner: The board, with one process.
-        first: Its session.
-        source: The model, which further processes open when there is work for them.
+        first: The sessions that it opened, by part.
+        source: The model, which further processes open.
         processes: How many there may be.
     """
 
-    def __init__(self, runner: Emulator, first: Session, source: str | Path, processes: int) -> None:
-        self.inputs, self.outputs = first.inputs, first.outputs
-        self.runtime, self.threads = getattr(first, "runtime", ""), getattr(first, "threads", 1)
-        self._runner, self._source, self._processes = runner, Path(source), processes
-        self._free: queue.SimpleQueue[Session] = queue.SimpleQueue()
+    def __init__(
+        self, runner: Emulator, first: Mapping[str, Session], source: str | Path, processes: int
+    ) -> None:
+        self.processes = processes
+        self._runner, self._source = runner, Path(source)
+        self._threads = next(iter(getattr(session, "threads", 1) for session in first.values()))
+        self._free: queue.SimpleQueue[Mapping[str, Session]] = queue.SimpleQueue()
         self._free.put(first)
         self._first = first
         self._others: list[Emulator] = []
         self._started = 1
         self._lock = threading.Lock()
-        self._pool = ThreadPoolExecutor(processes)
+        self._executor = ThreadPoolExecutor(processes)
 
-    @property
-    def width(self) -> int:
-        """Calls that are handed out at once: one waits for every process."""
-        return 2 * self._processes
-
-    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Runs one call in a process that is free."""
-        session = self._take()
+    def run(self, part: str, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Runs one call of a part in a process that is free."""
+        sessions = self._take()
         try:
-            return session.run(feeds)
+            return sessions[part].run(feeds)
         finally:
-            self._free.put(session)
+            self._free.put(sessions)
 
-    def submit(self, feeds: Mapping[str, np.ndarray]) -> Callable[[], dict[str, np.ndarray]]:
+    def submit(self, part: str, feeds: Mapping[str, np.ndarray]) -> Callable[[], dict[str, np.ndarray]]:
         """Begins a call as soon as a process is free."""
-        future: Future[dict[str, np.ndarray]] = self._pool.submit(self.run, feeds)
+        future: Future[dict[str, np.ndarray]] = self._executor.submit(self.run, part, feeds)
         return future.result
 
-    def _take(self) -> Session:
+    def _take(self) -> Mapping[str, Session]:
         with contextlib.suppress(queue.Empty):
             return self._free.get_nowait()
         with self._lock:
-            more = self._started < self._processes
+            more = self._started < self.processes
             self._started += more
         if not more:
             return self._free.get()
@@ -80,16 +77,52 @@ class Spread(Session):
             other = Emulator.beside(self._runner)
             with self._lock:
                 self._others.append(other)
-            return next(iter(other.open(self._source, threads=self.threads).values()))
+            return other.open(self._source, threads=self._threads)
         except EdgeoptError:  # the others can do it alone; what ails them they will say
             return self._free.get()
 
     def close(self) -> None:
-        """Ends the further processes."""
-        self._pool.shutdown(cancel_futures=True)
+        """Ends the further processes, and the first one's sessions."""
+        self._executor.shutdown(cancel_futures=True)
         for other in self._others:
             other.close()
-        self._first.close()
+        self._others = []
+        for session in self._first.values():
+            session.close()
+
+
+class Spread(Session):
+    """One part of a model, in as many processes as are free; calls from several threads run side by side."""
+
+    def __init__(self, pool: Pool, part: str, first: Session) -> None:
+        self.inputs, self.outputs = first.inputs, first.outputs
+        self.runtime, self.threads = getattr(first, "runtime", ""), getattr(first, "threads", 1)
+        self._pool, self._part = pool, part
+
+    @property
+    def width(self) -> int:
+        """Calls that are handed out at once: one waits for every process."""
+        return 2 * self._pool.processes
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Runs one call in a process that is free."""
+        return self._pool.run(self._part, feeds)
+
+    def submit(self, feeds: Mapping[str, np.ndarray]) -> Callable[[], dict[str, np.ndarray]]:
+        """Begins a call as soon as a process is free."""
+        return self._pool.submit(self._part, feeds)
+
+    def close(self) -> None:
+        """Ends all processes but the board's own."""
+        self._pool.close()
+
+
+def spread(
+    runner: Emulator, sessions: Mapping[str, Session], source: str | Path, processes: int
+) -> dict[str, Session]:
+    """The same sessions, by part, over several processes."""
+    pool = Pool(runner, sessions, source, processes)
+    return {part: Spread(pool, part, session) for part, session in sessions.items()}
 
 
 def processes(wanted: int | None = None) -> int:
