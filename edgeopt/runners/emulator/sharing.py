@@ -16,7 +16,7 @@ from edgeopt.runners.emulator.spread import START, Spread
 from edgeopt.session import Session
 
 TRIED = 2
-"""Items that are run by themselves before more processes are thought of; the last of them is timed."""
+"""Items that are run before more processes are thought of; the first translates code, the last is timed."""
 
 
 class SharedHarness(Harness):
@@ -42,10 +42,10 @@ class SharedHarness(Harness):
             yield from super().run(sessions, samples)
             return
         stream = _Stream(samples)
-        found: queue.SimpleQueue[tuple[int, Mapping[str, Any]] | Exception | None] = queue.SimpleQueue()
+        found: queue.SimpleQueue[_Found] = queue.SimpleQueue()
 
-        def work() -> None:
-            share = _Share(stream)
+        def work(first: bool) -> None:
+            share = _Share(stream, found.put if first else None)
             try:
                 if share.has_any():
                     for outputs in super(SharedHarness, self).run(sessions, share):
@@ -54,40 +54,38 @@ class SharedHarness(Harness):
                 found.put(failure)
             found.put(None)
 
-        def start(count: int) -> None:
-            for _ in range(count):
-                threading.Thread(target=work, daemon=True).start()
-
-        start(1)
-        running = 1
+        threading.Thread(target=work, args=[True], daemon=True).start()
+        running, came = 1, 0
         outputs: dict[int, Mapping[str, Any]] = {}
-        came: list[float] = []
         try:
             for index in range(len(samples)):
                 while index not in outputs:
                     item = found.get()
                     if isinstance(item, Exception):
                         raise item
-                    if item is None:
+                    if isinstance(item, float):
+                        more = self._processes - 1 if (len(samples) - came) * item > 2 * START else 0
+                        self._tell(item, more + 1)
+                        for _ in range(more):
+                            threading.Thread(target=work, args=[False], daemon=True).start()
+                        running += more
+                    elif item is None:
                         running -= 1
                         if not running:
                             raise DataError(
-                                f"the harness {self.name} yielded only {len(came)} outputs "
+                                f"the harness {self.name} yielded only {came} outputs "
                                 f"for {len(samples)} samples"
                             )
-                        continue
-                    outputs[item[0]] = item[1]
-                    came.append(time.monotonic())
-                    if len(came) == min(TRIED, len(samples)):
-                        seconds = came[-1] - (came[-2] if len(came) > 1 else stream.began)
-                        left = (len(samples) - len(came)) * seconds
-                        more = self._processes - 1 if left > 2 * START else 0
-                        self._tell(seconds, more + 1)
-                        start(more)
-                        running += more
+                    else:
+                        outputs[item[0]] = item[1]
+                        came += 1
                 yield outputs.pop(index)
         finally:
             stream.stop()
+
+
+_Found = tuple[int, Mapping[str, Any]] | Exception | float | None
+"""A position with its outputs, what went wrong, the seconds of one item, or the end of a thread."""
 
 
 class _Stream:
@@ -97,7 +95,6 @@ class _Stream:
         self._items = enumerate(samples.items(labels=False))
         self._lock = threading.Lock()
         self._stopped = False
-        self.began = time.monotonic()
 
     def take(self) -> tuple[int, Sample] | None:
         with self._lock:
@@ -110,14 +107,19 @@ class _Stream:
 class _Share:
     """The samples of one thread, which are known only as they are taken.
 
+    Args:
+        stream: Where they come from.
+        tell: Told once how many seconds an item takes.
+
     Attributes:
         waiting: The positions of those whose outputs are not there yet.
     """
 
-    def __init__(self, stream: _Stream) -> None:
+    def __init__(self, stream: _Stream, tell: Callable[[float], None] | None = None) -> None:
         self.waiting: deque[int] = deque()
-        self._stream, self._count = stream, 0
+        self._stream, self._tell = stream, tell
         self._first: tuple[int, Sample] | None = None
+        self._count, self._round, self._since = 0, 0, time.monotonic()
 
     def has_any(self) -> bool:
         """Takes the first one, so that no harness is started with nothing."""
@@ -134,4 +136,13 @@ class _Share:
             self._count += 1
             self.waiting.append(taken[0])
             yield taken[1]
+            if not self.waiting:
+                self._end_round()
             taken = self._stream.take()
+
+    def _end_round(self) -> None:
+        """A harness has given the outputs of all samples that it took: so many at a time it runs."""
+        if self._count >= TRIED and self._tell is not None:
+            self._tell((time.monotonic() - self._since) / (self._count - self._round))
+            self._tell = None
+        self._round, self._since = self._count, time.monotonic()
