@@ -24,7 +24,7 @@ import onnx_ir as ir
 from edgeopt.graph import thresholds
 from edgeopt.graph.execute import Executor, Feeds
 from edgeopt.graph.quantization import QuantParams, integer_range
-from edgeopt.graph.thresholds import PERCENTILE, Histogram, Method
+from edgeopt.graph.thresholds import PERCENTILE, Function, Histogram, Method
 
 BINS = 4096
 """What a histogram has at most."""
@@ -187,7 +187,7 @@ class Observer:
         method: Method,
         dtype: ir.DataType,
         symmetric: bool = False,
-        slope: float = 1.0,
+        behind: Function | None = None,
         percentile: float = PERCENTILE,
     ) -> tuple[float, float]:
         """Returns the range to represent: (low, high), zero included.
@@ -196,8 +196,7 @@ class Observer:
             method: How it is chosen.
             dtype: The integer type.
             symmetric: Whether it reaches equally far on both sides.
-            slope: What the only reader multiplies negative numbers by, as a leaky ReLU does: damage to
-                them counts as little (``mse`` alone).
+            behind: What the only reader makes of the numbers: damage counts behind it (``mse`` alone).
             percentile: Per cent of the numbers that the range holds (``percentile`` alone).
         """
         low, high = min(self.low, 0.0), max(self.high, 0.0)
@@ -214,7 +213,7 @@ class Observer:
             return thresholds.percentile(seen, low, high, symmetric, percentile)
         if method == "entropy":
             return thresholds.entropy(seen, low, high, levels, symmetric)
-        return thresholds.least_damage(seen, low, high, levels, symmetric, slope)
+        return thresholds.least_damage(seen, low, high, levels, symmetric, behind)
 
 
 def parameters(low: float, high: float, dtype: ir.DataType, symmetric: bool = False) -> QuantParams:

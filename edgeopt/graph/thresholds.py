@@ -12,11 +12,15 @@ Each returns (low, high) around zero, for a ``Histogram`` and the range of an in
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal, get_args
 
 import numpy as np
+
+Function = Callable[[np.ndarray], np.ndarray]
+"""What an operator makes of numbers, one by one."""
 
 Method = Literal["min-max", "moving-average", "percentile", "entropy", "mse"]
 """How a range is chosen; the first two need no histogram."""
@@ -211,7 +215,7 @@ def least_damage(
     high: float,
     levels: int,
     symmetric: bool,
-    slope: float = 1.0,
+    behind: Function | None = None,
 ) -> tuple[float, float]:
     """Searches shrunken ranges for the least expected squared error, each end by itself.
 
@@ -221,14 +225,13 @@ def least_damage(
         high: The largest, zero at least.
         levels: How many integers the range gets.
         symmetric: Whether the range reaches equally far on both sides.
-        slope: What the only reader multiplies negative numbers by, as a leaky ReLU does: damage to them
-            counts as little.
+        behind: What the only reader makes of the numbers, one by one: damage counts behind it.
     """
     used = histogram.counts > 0
     values, counts = histogram.centers[used], histogram.counts[used]
+    wanted = values if behind is None else behind(values)
     best, chosen = np.inf, (low, high)
-    fractions = np.linspace(1.0, 0.3 if slope == 1.0 else 0.02, 36)
-    counts = np.where(values < 0, slope * slope, 1.0) * counts
+    fractions = np.linspace(1.0, 0.3 if behind is None else 0.02, 36 if behind is None else 50)
 
     def damage(a: float, b: float) -> float:
         scale = (b - a) / (levels - 1)
@@ -236,7 +239,8 @@ def least_damage(
             return np.inf
         clipped = np.clip(values, a, b)
         rounded = a + np.rint((clipped - a) / scale) * scale
-        return float(np.dot(counts, (values - rounded) ** 2))
+        made = rounded if behind is None else behind(rounded)
+        return float(np.dot(counts, (wanted - made) ** 2))
 
     for fraction in fractions:
         a, b = low * fraction, high * fraction

@@ -19,8 +19,9 @@ from edgeopt.graph.observers import (
 )
 from edgeopt.graph.placement import Placement, place
 from edgeopt.graph.quantization import Parameters, QuantParams, Site, with_rounded_constants, write
-from edgeopt.graph.thresholds import PERCENTILE, Method
+from edgeopt.graph.thresholds import PERCENTILE, Function, Method
 from edgeopt.passes._leaky import around
+from edgeopt.passes._saturating import function_of, only_reader
 from edgeopt.passes.base import Divisible, Samples
 from edgeopt.platform import QuantizationRules, TensorRule
 
@@ -156,9 +157,11 @@ def scales(
         dtype = _dtype(placement.rules[Site(name)])
         if (pair := around(observers[name], slope, dtype, placement.slope_factor)) is not None:
             ranges[name], ranges[behind] = pair
+    flat = _before_functions(model, placement) if method == "mse" else {}
     for where, origin in placement.activations.items():
         if origin not in ranges:
-            ranges[origin] = _activation(observers[origin], placement.rules[where], method, percentile)
+            rule = placement.rules[where]
+            ranges[origin] = _activation(observers[origin], rule, method, percentile, flat.get(origin))
         params[where] = [ranges[origin]]
         ranges.setdefault(where.value, ranges[origin])
     smallest = _smallest_scales(model, placement, ranges)
@@ -193,12 +196,33 @@ def _before_leaky(model: ir.Model, placement: Placement) -> dict[str, tuple[str,
     return found
 
 
-def _activation(observer: Observer, rule: TensorRule, method: Method, percentile: float) -> QuantParams:
+def _before_functions(model: ir.Model, placement: Placement) -> dict[str, Function]:
+    """Returns, per value that sets no range but its own and that a function alone reads, the function."""
+    origins = list(placement.activations.values())
+    found = {}
+    for node in model.graph:
+        for value in node.outputs:
+            name = value.name or ""
+            if placement.activations.get(Site(name)) != name or origins.count(name) > 1:
+                continue
+            reader = only_reader(value)
+            if reader is not None and (function := function_of(reader)) is not None:
+                found[name] = function
+    return found
+
+
+def _activation(
+    observer: Observer,
+    rule: TensorRule,
+    method: Method,
+    percentile: float,
+    behind: Function | None = None,
+) -> QuantParams:
     dtype = _dtype(rule)
     if rule.scale is not None:
         zero = np.asarray(rule.zero_point, dtype.numpy()) if rule.zero_point else None
         return QuantParams(dtype, np.asarray(rule.scale, np.float32), zero)
-    low, high = observer.range(method, dtype, rule.symmetric, percentile=percentile)
+    low, high = observer.range(method, dtype, rule.symmetric, behind, percentile)
     return parameters(low, high, dtype, rule.symmetric)
 
 
