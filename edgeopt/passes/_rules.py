@@ -1,4 +1,4 @@
-"""What the quantizing passes share: the rules to quantize by, and the nodes that the user keeps in float."""
+"""What the quantizing passes share: the rules to quantize by, and the nodes that they leave alone."""
 
 from __future__ import annotations
 
@@ -9,7 +9,14 @@ import onnx_ir as ir
 
 from edgeopt.errors import PassError, UserError, nearest
 from edgeopt.graph.names import original_names
+from edgeopt.graph.quantization import read
 from edgeopt.platform import QuantizationRules, RuntimeVersion, load_runtime
+
+OURS = "edgeopt.quantized"
+"""The key in a model's ``metadata_props`` that says whose its quantization is."""
+
+KEPT_NARROW = ("QuantizeLinear", "DequantizeLinear", "Cast")
+"""What stands between a constant in fewer bits and its readers."""
 
 
 def quantization_rules(rules: RuntimeVersion | None) -> QuantizationRules:
@@ -50,3 +57,31 @@ def kept(model: ir.Model, patterns: Sequence[str]) -> list[str]:
             )
         found |= matching
     return [name for name in originals if name in found]
+
+
+def comes_quantized(model: ir.Model) -> bool:
+    """Whether the model came with quantization of its own, which passes leave as it is."""
+    return OURS not in model.metadata_props and bool(read(model))
+
+
+def mark(model: ir.Model) -> None:
+    """Notes that quantization which the model gets from here on is ours, so that schemes can be mixed."""
+    if not comes_quantized(model):
+        model.metadata_props[OURS] = "1"
+
+
+def settled(model: ir.Model) -> set[str]:
+    """Returns the names of the nodes whose constants an earlier pass has quantized or narrowed."""
+    return {
+        node.name or ""
+        for node in model.graph
+        if node.op_type not in KEPT_NARROW and any(_narrowed(value) for value in node.inputs)
+    }
+
+
+def _narrowed(value: ir.Value | None) -> bool:
+    """Whether a value is a constant that is stored in fewer bits and widened again."""
+    start = value
+    while value is not None and (node := value.producer()) is not None and node.op_type in KEPT_NARROW:
+        value = node.inputs[0]
+    return value is not None and value is not start and value.is_initializer()

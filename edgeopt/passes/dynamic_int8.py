@@ -14,10 +14,10 @@ import onnx_ir as ir
 from edgeopt.graph.change import Change
 from edgeopt.graph.names import name_nodes
 from edgeopt.graph.placement import is_constant, site
-from edgeopt.graph.quantization import QuantParams, read, write
-from edgeopt.passes._rules import kept, quantization_rules
+from edgeopt.graph.quantization import QuantParams, write
+from edgeopt.passes._rules import comes_quantized, kept, mark, quantization_rules, settled
 from edgeopt.passes.base import Context, Facet, Keeps, Pass, Stage
-from edgeopt.passes.static_int8 import ALREADY
+from edgeopt.passes.static_int8 import ALREADY, NOTHING_LEFT
 from edgeopt.passes.weight_only import layouts_of, parameters_of, wanted
 
 WITH_DATA = (
@@ -51,7 +51,7 @@ class DynamicInt8(Pass):
         Raises:
             UserError: A pattern of ``keep_float`` matches no node.
         """
-        if read(model):
+        if comes_quantized(model):
             return Change(summary="already quantized", notes=[ALREADY])
         name_nodes(model)
         rules = quantization_rules(context.rules)
@@ -72,8 +72,11 @@ class DynamicInt8(Pass):
             asked.setdefault(value, set()).add((node.name or "", 0))
         for value, reading in asked.items():
             params[site(value, reading)] = [QuantParams(ir.DataType.UINT8, None)]
+        mark(model)
         write(model, params)
         products = sum(len(reading) for reading in asked.values())
+        if not change.rewrites and settled(model):
+            return Change(summary="already quantized", notes=[NOTHING_LEFT])
         change.summary = f"{products} products to int8, weights of {len(changed)} layers"
         change.details["products"] = products
         return change

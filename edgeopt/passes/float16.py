@@ -81,7 +81,7 @@ class Float16(Pass):
             if value.is_graph_input() or value.is_graph_output():
                 continue
             readers = tuple(dict.fromkeys(use.node.name or "" for use in value.uses()))
-            if not readers or keep & set(readers):
+            if not readers or keep & set(readers) or _quantized(value):
                 continue
             if self.type == "float16" and not np.abs(tensor.numpy()).max(initial=0.0) <= LARGEST:
                 change.skipped.append(Skipped(self.name, readers[0], "its weights exceed 65504"))
@@ -107,6 +107,11 @@ class Float16(Pass):
             details={"scheme": self.name},
             notes=_overflows(model, context),
         )
+
+
+def _quantized(value: ir.Value) -> bool:
+    """Whether an earlier pass has quantized a constant, or it is a scale."""
+    return any(use.node.op_type in ("QuantizeLinear", "DequantizeLinear") for use in value.uses())
 
 
 def _overflows(model: ir.Model, context: Context) -> list[str]:

@@ -22,11 +22,11 @@ from edgeopt.graph.execute import Feeds
 from edgeopt.graph.names import name_nodes
 from edgeopt.graph.observers import Observer
 from edgeopt.graph.placement import Placement, is_constant, place
-from edgeopt.graph.quantization import Parameters, QuantParams, Site, read, write
+from edgeopt.graph.quantization import Parameters, QuantParams, Site, write
 from edgeopt.graph.thresholds import PERCENTILE, Method
 from edgeopt.passes._calibration import METHODS, Calls, Watched, calibrate, scales, worth
 from edgeopt.passes._calibration_lint import lint
-from edgeopt.passes._rules import kept, quantization_rules
+from edgeopt.passes._rules import comes_quantized, kept, mark, quantization_rules, settled
 from edgeopt.passes._sensitivity import Trial, shown
 from edgeopt.passes._throughout import Throughout, channel_parameters, place_throughout
 from edgeopt.passes.base import Context, Facet, Keeps, Pass, Stage
@@ -44,6 +44,8 @@ PER_CALL = 1.0
 
 ALREADY = "the model comes with quantization of its own, which stays as it is"
 
+NOTHING_LEFT = "earlier passes have quantized all layers that this one would"
+"""What is said where schemes are mixed and nothing is left."""
 
 FLOAT_KERNELS = (
     "activations have 16 bits: onnxruntime has no integer kernels for them on a processor and computes such "
@@ -103,7 +105,7 @@ class StaticInt8(Pass):
         data = context.calibration
         if data is None or len(data) == 0:
             raise UserError("static-int8 needs calibration data", hint="--data PATH")
-        if read(model):
+        if comes_quantized(model):
             return Change(summary="already quantized", notes=[ALREADY])
         name_nodes(model)
         rules = quantization_rules(context.rules)
@@ -114,12 +116,14 @@ class StaticInt8(Pass):
             rules = _sixteen(rules, model.opset_imports.get("", 0))
         calls = Watched(Calls.fitting(model, data, self.samples), context.progress, "calibration")
         counts = self.observer not in ("min-max", "moving-average")
-        keep = set(kept(model, self.keep_float))
+        keep = set(kept(model, self.keep_float)) | (done := settled(model))
         placement, observers = calibrate(model, rules, calls, keep, histogram=counts, placing=self._place)
         for node in placement.products:
             if not context.allow(self.name, node):
                 keep.add(node)
-        if keep > set(kept(model, self.keep_float)):
+        if done and not placement.products:
+            return Change(summary="already quantized", notes=[NOTHING_LEFT])
+        if keep > set(kept(model, self.keep_float)) | done:
             placement, observers = calibrate(
                 model, rules, calls, keep, observers, histogram=counts, placing=self._place
             )
@@ -136,6 +140,7 @@ class StaticInt8(Pass):
         if moving:
             params = {**params, **moving}
         ranking = _ranking(model, params, context)
+        mark(model)
         write(model, params)
         return Change(
             summary=f"{len(placement.products)} layers to int8"
@@ -149,7 +154,7 @@ class StaticInt8(Pass):
                 "samples": min(self.samples, len(data)),
                 "activations": len(placement.activations),
                 "constants": len(placement.constants),
-                "kept_float": sorted(keep),
+                "kept_float": sorted(keep - done),
                 "activation_bits": self.activation_bits,
                 **({} if self.throughout == "no" else {"throughout": self.throughout}),
                 **ranking,

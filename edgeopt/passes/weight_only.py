@@ -21,7 +21,7 @@ from edgeopt.graph.names import name_nodes
 from edgeopt.graph.placement import SMALLEST_CONSTANT, is_constant, site
 from edgeopt.graph.quantization import Parameters, QuantParams, Site, write
 from edgeopt.passes._calibration import Calls
-from edgeopt.passes._rules import kept, quantization_rules
+from edgeopt.passes._rules import kept, mark, quantization_rules
 from edgeopt.passes._weights import Layout, Reader, choose_layout, learn, nearest_params
 from edgeopt.passes.base import Context, Facet, Keeps, Pass, Stage
 from edgeopt.platform import QuantizationRules
@@ -102,6 +102,7 @@ class WeightOnly(Pass):
         learned: dict[ir.Value, QuantParams] = {}
         if learns and data is not None:
             learned = learn(model, layouts, Calls.fitting(model, data, self.samples), context.progress)
+        mark(model)
         write(model, parameters_of(readers, layouts, learned))
         if not change.rewrites:
             change.details = {}  # the model stays in float32

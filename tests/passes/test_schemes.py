@@ -74,3 +74,49 @@ def test_activations_that_overflow_an_engine_are_named() -> None:
     data = Rows([{"x": row["x"] * 1e6} for row in rows(SHAPE, count=4).rows])
     _, change = apply("float16", model, data, rules)
     assert len(change.notes) == 1 and "the engine overflows there" in change.notes[0]
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (2, 0, 1, 3), (1, 2, 0, 3)])
+def test_schemes_mix_in_one_model(order: tuple[int, ...]) -> None:
+    net, samples = Net(["n", 3, 8, 8]), rows(SHAPE)
+    value = net.x
+    for size in (3, 32, 32, 32):
+        value = net.add("Relu", net.conv(value, size, 32))
+    value = net.add("Flatten", net.add("GlobalAveragePool", value))
+    model = net.model(net.add("Gemm", net.add("Gemm", value, net.weight(32, 32)), net.weight(32, 32)))
+    names = [node.name or "" for node in model.graph if node.op_type in ("Conv", "Gemm")]
+    weights, wide, *narrow, left, dynamic = names[1], names[2], names[0], names[3], names[4], names[5]
+
+    def but(*layers: str) -> tuple[str, ...]:
+        return tuple(name for name in names if name not in layers)
+
+    steps = [
+        ("weight-only", {"keep_float": but(weights)}, {weights}),
+        ("static-int8", {"activation_bits": 16, "keep_float": but(wide)}, {wide}),
+        ("dynamic-int8", {"keep_float": but(dynamic)}, {dynamic}),
+        ("static-int8", {"keep_float": (left,)}, set(narrow)),
+    ]
+    mixed = model
+    for name, options, layers in [steps[index] for index in order]:
+        mixed, change = apply(name, mixed, samples, **options)  # type: ignore[arg-type]
+        assert {item.site for item in change.rewrites} == layers
+    params = read(mixed)
+    links = [link for chain in params.values() for link in chain]
+    assert {ir.DataType.UINT16, ir.DataType.UINT8, ir.DataType.INT8} <= {link.dtype for link in links}
+    assert any(link.scale is None for link in links)
+    last, change = apply("float16", mixed)
+    assert read(last) == params
+    assert left in {item.site for item in change.rewrites}
+    assert decibels(model, last) > 30
+    again, change = apply("static-int8", last, samples)
+    assert change.summary == "already quantized" and read(again) == params
+
+
+def test_quantization_that_came_with_a_model_is_not_mixed_with_ours() -> None:
+    samples = rows(SHAPE)
+    names = [node.name or "" for node in residual_net().graph if node.op_type in ("Conv", "Gemm")]
+    theirs, _ = apply("static-int8", residual_net(), samples, keep_float=tuple(names[2:]))
+    theirs.metadata_props.clear()
+    for scheme in ("static-int8", "dynamic-int8"):
+        again, change = apply(scheme, theirs, samples)
+        assert not change.rewrites and read(again) == read(theirs)
