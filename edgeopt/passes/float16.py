@@ -26,7 +26,7 @@ from edgeopt.graph.observers import observe
 from edgeopt.graph.precision import WISH
 from edgeopt.graph.quantization import Names, add_initializer
 from edgeopt.passes._calibration import Calls, Watched
-from edgeopt.passes._rules import kept
+from edgeopt.passes._rules import kept, settled
 from edgeopt.passes.base import Context, Facet, Keeps, Pass, Stage
 
 SMALLEST = 64
@@ -73,6 +73,7 @@ class Float16(Pass):
             return self._wish(model, bool(keep), context)
         dtype = ir.DataType[self.type.upper()]
         change = Change(details={"scheme": self.name})
+        done = settled(model)  # their biases become integers
         names = Names(model)
         for value in list(model.graph.initializers.values()):
             tensor = value.const_value
@@ -81,7 +82,7 @@ class Float16(Pass):
             if value.is_graph_input() or value.is_graph_output():
                 continue
             readers = tuple(dict.fromkeys(use.node.name or "" for use in value.uses()))
-            if not readers or keep & set(readers) or _quantized(value):
+            if not readers or (keep | done) & set(readers) or _quantized(value):
                 continue
             if self.type == "float16" and not np.abs(tensor.numpy()).max(initial=0.0) <= LARGEST:
                 change.skipped.append(Skipped(self.name, readers[0], "its weights exceed 65504"))
