@@ -6,6 +6,7 @@ spelled as a Reshape to groups, a Transpose of groups and members and a Reshape 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,8 +18,9 @@ from edgeopt.targets.tflite.steps import attribute, only_reader, plain
 Channel = tuple[ir.Value, int]
 """A channel of a value that enters a region."""
 
-COPY, SHUFFLE, CALL = 1, 3, 512
-"""What moving an element costs, in a row and one by one, and what an operator costs besides."""
+CALL, ROW, FOUR, TORN = 2000, 40, 1, 12
+"""Instructions of an operator, of a pixel's run of channels, of four floats in it, and of a shuffled float
+(counted on x86-64 by callgrind, and rounded)."""
 
 
 @dataclass(eq=False)
@@ -28,7 +30,7 @@ class Region:
     Attributes:
         moves: The nodes, in the order of the graph.
         origins: For every value made in it, the channels that it consists of.
-        cost: What moving as the graph says it costs.
+        cost: About how many instructions moving as the graph says takes.
         shuffles: How many of the moves tear neighbours apart.
     """
 
@@ -43,6 +45,13 @@ class Region:
         self.origins |= other.origins
         self.cost += other.cost
         self.shuffles += other.shuffles
+
+
+def copying(value: ir.Value, channels: int | None = None) -> int:
+    """About how many instructions it takes to copy a value, or only so many of its channels in a row."""
+    shape = shape_of(value)
+    pixels = math.prod(shape) // max(shape[1], 1)
+    return pixels * (ROW + FOUR * (shape[1] if channels is None else channels) // 4)
 
 
 def regions(graph: ir.Graph) -> list[Region]:
@@ -69,8 +78,8 @@ def regions(graph: ir.Graph) -> list[Region]:
             found[value] = region
         torn = node.op_type in ("Reshape", "Gather")
         region.shuffles += torn
-        elements = sum(int(np.prod(shape_of(value))) for value in outputs)
-        region.cost += (SHUFFLE if torn else COPY) * elements + CALL * len(nodes)
+        parts = inputs if node.op_type == "Concat" else list(outputs)
+        region.cost += CALL + sum(torn * TORN * math.prod(shape_of(part)) + copying(part) for part in parts)
     places = {node: place for place, node in enumerate(graph)}
     distinct = list({id(region): region for region in found.values()}.values())
     for region in distinct:

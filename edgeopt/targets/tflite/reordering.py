@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from edgeopt.graph.layout import shape_of
 from edgeopt.targets.tflite.legalize import Splice
-from edgeopt.targets.tflite.steps import attribute, only_reader, plain
+from edgeopt.targets.tflite.steps import attribute, constant, only_reader
 
 CHANNELWISE = {
     "Relu",
@@ -42,7 +42,9 @@ def maker_of(value: ir.Value) -> ir.Node | None:
 
 
 def _known(value: ir.Value | None) -> bool:
-    return value is None or plain(value) is not None
+    """Whether it is absent or a constant in float, perhaps stored in float16."""
+    known = constant(value)
+    return value is None or (known is not None and known.scale is None)
 
 
 def takers_of(value: ir.Value, inside: set[ir.Node]) -> list[tuple[ir.Node, str]] | None:
@@ -76,12 +78,16 @@ def takers_of(value: ir.Value, inside: set[ir.Node]) -> list[tuple[ir.Node, str]
 def reorder(splice: Splice, conv: ir.Node, side: str, order: Sequence[int]) -> None:
     """Takes a convolution's weight in another order of its input's channels, or of its output's."""
     for index, value in enumerate(conv.inputs[1:], 1):
-        array = plain(value)
-        if array is None or (side == "columns" and index > 1):
+        known = constant(value)
+        if value is None or known is None or (side == "columns" and index > 1):
             continue
-        taken = np.ascontiguousarray(array[:, order] if side == "columns" else array[order])
-        name = value.name if value is not None else None
-        conv.replace_input_with(index, splice.array(taken, _unused(splice.graph, f"{name}/ordered")))
+        taken = np.ascontiguousarray(known.data[:, order] if side == "columns" else known.data[order])
+        stored = splice.array(taken, _unused(splice.graph, f"{value.name}/ordered"))
+        if taken.dtype == np.float16:
+            stored = splice.op("Cast", stored, shape=taken.shape, to=int(ir.DataType.FLOAT))
+            stored.dtype = ir.DataType.FLOAT
+            splice.graph.insert_before(conv, splice.made[-1])
+        conv.replace_input_with(index, stored)
 
 
 def _unused(graph: ir.Graph, name: str) -> str:

@@ -20,7 +20,7 @@ import onnx_ir as ir
 from edgeopt.graph.change import Change, Rewrite
 from edgeopt.graph.layout import shape_of
 from edgeopt.graph.names import carry_names, original_names
-from edgeopt.targets.tflite.channels import CALL, COPY, Region, regions
+from edgeopt.targets.tflite.channels import CALL, Region, copying, regions
 from edgeopt.targets.tflite.legalize import Splice
 from edgeopt.targets.tflite.reordering import maker_of, rename, reorder, takers_of
 
@@ -103,16 +103,15 @@ class Rerouted:
         return runs
 
     def _cost(self) -> int:
+        """About how many instructions moving in the new way takes."""
         total = 0
         for value, runs in self.pieces.items():
-            shape = shape_of(value)
-            each = int(np.prod(shape)) // shape[1]
-            for source, first, last in runs:
-                if last - first < shape_of(source)[1]:
-                    total += COPY * each * (last - first) + CALL
+            cut = [last - first for source, first, last in runs if last - first < shape_of(source)[1]]
+            total += sum(CALL + copying(value, length) for length in cut)
             if len(runs) > 1:
+                joined = CALL + sum(copying(value, last - first) for _, first, last in runs)
                 # The first of many are joined twice; they are the oldest, of which the least is left.
-                total += (COPY * each * shape[1] + CALL) * (1 + (len(runs) > WIDEST))
+                total += joined * (1 + (len(runs) > WIDEST))
         return total
 
     def apply(self) -> bool:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx_ir as ir
 import pytest
-from tflite_models import convert, error, feeds_of, model, node
+from tflite_models import Calls, convert, error, feeds_of, model, node, platform
 
 from edgeopt.graph.execute import Executor
+from edgeopt.passes import Context, Facets, make
+from edgeopt.targets.tflite import Tflite
 from edgeopt.targets.tflite.lower import lower
 
 pytest.importorskip("ai_edge_litert", reason="needs the extra: pip install 'edgeopt[tflite]'")
@@ -61,6 +64,13 @@ class Net:
         made = self.conv(made, f"{y}_3", half)
         return self.shuffle(self.concat([past, made], f"{y}_both"), y)
 
+    def halve(self) -> None:
+        """Stores the weights in float16."""
+        for name, array in list(self.constants.items()):
+            if array.dtype == np.float32:
+                self.constants[f"{name}_half"] = self.constants.pop(name).astype(np.float16)
+                self.nodes.insert(0, node("Cast", f"{name}_half", name, to=1))
+
     def model(self, *outputs: str):
         return model(self.nodes, {"x": [1, self.channels["x"], 6, 6]}, list(outputs), self.constants)
 
@@ -89,6 +99,35 @@ def test_a_shuffle_between_convolutions_moves_nothing(tmp_path, units):
     assert "TRANSPOSE" not in found
     assert "RESHAPE" not in found
     assert "SPLIT_V" not in found
+
+
+def test_weights_in_float16_are_reordered_as_they_are_stored(tmp_path):
+    net = network(2)
+    net.halve()
+    given = net.model("y")
+    assert error(given, tmp_path) < 1e-5
+    assert "TRANSPOSE" not in codes(given, tmp_path)
+    _, prepared = convert(given, tmp_path)
+    weights = [value for value in prepared.graph.initializers.values() if (value.shape or ())[2:]]
+    assert {value.dtype for value in weights} == {ir.DataType.FLOAT16}
+
+
+def test_a_quantized_shuffle_is_left_as_it_is(tmp_path):
+    given, where = network(2).model("y"), platform()
+    calls = Calls([feeds_of(given, seed) for seed in range(2)])
+    context = Context(Facets(rules=where.rules, calibration=calls))
+    make("static-int8", {"observer": "min-max"}).apply(given, context)
+    prepared, change = Tflite().prepare(given, where)
+    assert "order-channels" not in {rewrite.rule for rewrite in change.rewrites}
+    found = [operation.code for operation in lower(prepared).program.operations]
+    assert found.count("TRANSPOSE") == 3
+
+
+def test_an_order_that_counts_is_not_put_together_channel_by_channel(tmp_path):
+    net = Net(3)
+    shuffled = net.shuffle(net.add("Mul", f"{net.conv('x', 'a', 24)},a", "m", [24]), "s", groups=4)
+    net.add("Mul", f"{shuffled},{net.constant('each', np.ones((1, 24, 1, 1), np.float32))}", "y", [24])
+    assert codes(net.model("y"), tmp_path).count("TRANSPOSE") == 1
 
 
 def test_a_convolution_gets_all_the_channels_of_a_half_from_few_pieces(tmp_path):

@@ -63,7 +63,10 @@ def _bias(conv: ir.Node) -> np.ndarray | None:
 
 @legalizes("Slice")
 def join_slices(splice: Splice, node: ir.Node) -> bool:
-    """Slices that together are all of one value, along one axis, as one Split."""
+    """Slices that together are all of one value, along one axis and of one size, as one Split.
+
+    XNNPACK has a kernel for up to four equal parts; others as one SPLIT_V would cut what it runs in two.
+    """
     source = node.inputs[0]
     if source is None:
         return False
@@ -81,7 +84,7 @@ def join_slices(splice: Splice, node: ir.Node) -> bool:
         return False
     axis = axes.pop()
     shape = shape_of(source)
-    if ends[-1] != shape[axis]:
+    if ends[-1] != shape[axis] or len(parts) > 4 or len({end - start for _, start, end, _ in parts}) > 1:
         return False
     sizes = np.array([end - start for _, start, end, _ in parts], np.int64)
     splice.op("Split", source, sizes, outputs=len(parts), axis=axis)
