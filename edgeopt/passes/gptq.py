@@ -13,8 +13,8 @@ each stretch of layers is kept where the model becomes more faithful on the vali
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -108,11 +108,11 @@ class Gptq(Pass):
         state = Forms.of(model, params)
         calls = _fitting(state.plain, data, self.samples)
         original = state.plain if context.teacher is None else context.teacher
-        judging = None if not context.validation else Calls.fitting(state.plain, context.validation, OVERALL)
-        judge = None if judging is None else Judge.of(original, judging.for_trials(state.plain))
+        feeds = list(calls)
+        judging, few = _judging(state.plain, data, context.validation, feeds)
+        judge = None if not few else Judge.of(original, few)
         if judge is not None and (reason := estranged(judge.decibels(state.plain))):
             return Change(summary=f"left as it is: {reason}")
-        feeds = list(calls)
         lanes = (lane(state.plain, feeds), lane(state.simulated, feeds))
         try:
             change = self._solved(state, lanes, judge, context)
@@ -130,7 +130,7 @@ class Gptq(Pass):
         if count:
             solved = model.clone()
             state.write(solved)
-            if judging is not None:
+            if judging:
                 wide = Judge.of(original, judging)
                 before, after = wide.decibels(model), wide.decibels(solved)
                 change.details |= {"overall": round(before, 2), "overall_after": round(after, 2)}
@@ -192,10 +192,32 @@ def _samples(call: Mapping[str, np.ndarray]) -> int:
 
 
 def _fitting(model: ir.Model, data: Samples, samples: int) -> Calls:
-    """As many calls as memory allows."""
+    """As many calls as memory allows, small enough that some can be held out."""
     first = next(data.feeds(), None)
     size = max(activation_bytes(model, first), 1) if first is not None else 1
-    return Calls.fitting(model, data, int(np.clip(BYTES // size, min(LEAST_SAMPLES, samples), samples)))
+    limit = int(np.clip(BYTES // size, min(LEAST_SAMPLES, samples), samples))
+    calls = Calls.fitting(model, data, limit)
+    return replace(calls, batch=int(np.clip(min(limit, len(data)) // (2 * HELD), 1, calls.batch)))
+
+
+def _held_out(index: int, calls: int) -> bool:
+    return calls >= HELD and index % HELD == HELD - 1
+
+
+def _judging(
+    model: ir.Model, data: Samples, validation: Samples | None, feeds: list[dict[str, np.ndarray]]
+) -> tuple[Iterable[dict[str, np.ndarray]], Iterable[dict[str, np.ndarray]]]:
+    """The calls that judge all layers together, and those that judge each stretch of them.
+
+    Few samples are validation and calibration at once: then only those that nothing is solved for judge.
+    """
+    if not validation:
+        return (), ()
+    if validation.digest == data.digest:
+        held = [call for index, call in enumerate(feeds) if _held_out(index, len(feeds))]
+        return (), held or feeds
+    calls = Calls.fitting(model, validation, OVERALL)
+    return calls, calls.for_trials(model)
 
 
 def _shortcut(product: Product, lanes: tuple[Lane, Lane]) -> tuple[str, str] | None:
@@ -266,7 +288,7 @@ def _solve(
             errors -= bias
         if sums is not None and exact[sums[0]].shape == array.shape == made[sums[1]].shape:
             errors += product.outputs(exact[sums[0]] - made[sums[1]], at)
-        (held if index % HELD == HELD - 1 and len(plain.calls) >= HELD else fit).see(rows, errors)
+        (held if _held_out(index, len(plain.calls)) else fit).see(rows, errors)
     if not fit.count:
         return False
     judge = held if held.count else fit

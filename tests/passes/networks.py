@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -13,11 +14,15 @@ from edgeopt.graph.shapes import infer_shapes
 class Rows:
     """Samples held in memory."""
 
-    digest = "rows"
     labels = None
 
     def __init__(self, rows: Sequence[dict[str, np.ndarray]]) -> None:
         self.rows = list(rows)
+        state = hashlib.sha256()
+        for row in self.rows:
+            for name, array in row.items():
+                state.update(name.encode() + array.tobytes())
+        self.digest = state.hexdigest()
 
     def __len__(self) -> int:
         return len(self.rows)
