@@ -559,6 +559,8 @@ class Agent:
         self.grace = 0.0
         self.heard = time.monotonic()
         self.writing = threading.Lock()
+        self.idle = threading.Event()  # not set while instructions are counted: the watch waits for it
+        self.idle.set()
         self.ending = threading.RLock()  # a signal may arrive in the midst of a clean end
         self.requests = queue.Queue(8)  # type: queue.Queue[Tuple[Dict[str, Any], bytearray]]
         self.store = None  # type: Optional[Store]
@@ -632,6 +634,7 @@ class Agent:
     def _watch(self) -> None:
         while True:
             time.sleep(min(5.0, self.silence / 4))
+            self.idle.wait()
             if time.monotonic() - self.heard > self.silence:
                 self.vanish()
 
@@ -826,25 +829,28 @@ class Agent:
         """Makes calls between marks that an emulator sees; anywhere else the marks do nothing.
 
         A mark is a system call that fails: getpriority of a kind that does not exist. Nothing lies between
-        the first two. The two calls before let the runtime, and then the emulator's caches, warm up.
+        those of the first ``empty`` pairs. The two calls before let the runtime, and then the emulator's
+        caches, warm up. Meanwhile this process does as little else as it can.
         """
         arrays = arrays_of(header.get("arrays", []), body)
         run, mark = self.models[header["session"]].run, ctypes.CDLL(None).getpriority
-        numbers = range(header["first"], header["first"] + 2 * (header["calls"] + 1), 2)
-        run(arrays)
-        gc.collect()
-        gc.disable()
-        mark(MARK, 0)
-        run(arrays)
-        for number in numbers:
-            if number == numbers[0]:
+        first, calls = header["first"] + 2 * header["empty"], header["calls"]
+        self.idle.clear()
+        try:
+            run(arrays)
+            gc.collect()
+            gc.disable()
+            mark(MARK, 0)
+            run(arrays)
+            for number in range(header["first"], first):
                 mark(MARK, number)
-                mark(MARK, number + 1)
-            else:
+            for number in range(first, first + 2 * calls, 2):
                 mark(MARK, number)
                 run(arrays)
                 mark(MARK, number + 1)
-        gc.enable()
+        finally:
+            gc.enable()
+            self.idle.set()
         return {}, []
 
     def do_state(self, header: Dict[str, Any], body: Any) -> Any:

@@ -396,16 +396,18 @@ def test_a_call_is_what_lies_between_its_marks_less_the_marking(tmp_path: Path) 
     lines = [
         line(1, int=1000),
         line(2, int=1010),  # marking takes 10
-        line(3, int=2000),
-        line(4, int=2510, fmla=40, bytes_read=64, misses_1=2),
-        line(5, int=3000, fmla=40, bytes_read=64, misses_1=2),
-        line(6, int=3510, fmla=80, bytes_read=128, misses_1=5),
-        line(7, int=4000, fmla=80, bytes_read=128, misses_1=5),
-        line(8, int=4610, fmla=120, bytes_read=192, misses_1=5),
+        line(3, int=1020),
+        line(4, int=1830),  # here another thread was at work
+        line(5, int=1840),
+        line(6, int=1850),
+        line(7, int=2000, bytes_read=0, misses_1=0),
+        line(8, int=2510, fmla=40, bytes_read=64, misses_1=2),
+        line(9, int=3000, fmla=40, bytes_read=64, misses_1=2),
+        line(10, int=3510, fmla=80, bytes_read=128, misses_1=5),
+        line(11, int=4000, fmla=80, bytes_read=128, misses_1=5),
+        line(12, int=4610, fmla=120, bytes_read=192, misses_1=5),
     ]
-    path.write_text("\n".join([*lines, '{"mark": 9']))
-    lines[2] = line(3, int=2000, bytes_read=0, misses_1=0)
-    path.write_text("\n".join(lines))
+    path.write_text("\n".join([*lines, '{"mark": 13']))
     found = counts.read(path, 1, 3)
     assert found.classes["int"] == 500
     assert found.classes["fmla"] == 40

@@ -87,22 +87,32 @@ class Counts:
         return found
 
 
+EMPTY = 3
+"""Pairs of marks with nothing between them."""
+
+
 def read(path: Path, first: int, calls: int) -> Counts:
     """Reads the figures of one call from the plugin's file.
 
-    The agent marks an empty stretch and then every call, each with two marks, from ``first`` on. The empty
-    stretch is what marking itself takes. The call with the lowest total stands for all: what else the process
-    does meanwhile, such as answering signs of life, only ever adds to a count.
+    The agent marks empty stretches and then every call, each with two marks, from ``first`` on. An empty
+    stretch is what marking itself takes. The lowest of either kind stands for all: what else the process does
+    meanwhile, such as answering signs of life, only ever adds to a count.
 
     Raises:
         RuntimeFailure: The marks are not there.
     """
     marks = {entry["mark"]: entry for entry in parse(path)}
-    wanted = range(first, first + 2 * (calls + 1))
+    wanted = range(first, first + marks_of(calls))
     if any(mark not in marks for mark in wanted):
         raise RuntimeFailure("the emulator counted nothing: its plugin did not see the marks")
-    empty, *found = (_between(marks[mark], marks[mark + 1]) for mark in wanted[::2])
-    return least([counts.minus(empty) for counts in found])
+    found = [_between(marks[mark], marks[mark + 1]) for mark in wanted[::2]]
+    empty = least(found[:EMPTY])
+    return least([counts.minus(empty) for counts in found[EMPTY:]])
+
+
+def marks_of(calls: int) -> int:
+    """How many marks so many calls are counted with."""
+    return 2 * (EMPTY + calls)
 
 
 def least(found: Sequence[Counts]) -> Counts:

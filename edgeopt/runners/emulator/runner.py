@@ -26,10 +26,11 @@ from edgeopt.runners.remote import OnnxOnBoard, TfliteOnBoard
 from edgeopt.runners.shipping import Opened, parts_of
 from edgeopt.session import Session
 
-PATIENCE = Patience(connect=300.0, silence=600.0, answer=7200.0, ping=20.0, grace=0.0, attempts=2)
-"""Emulated code is slow, and a process on this machine is not lost as a connection is."""
+PATIENCE = Patience(connect=300.0, silence=600.0, answer=7200.0, ping=200.0, grace=0.0, attempts=2)
+"""Emulated code is slow, a process on this machine is not lost as a connection is, and signs of life would be
+counted."""
 
-CALLS = 3
+CALLS = 5
 """Calls that are counted; the lowest count stands."""
 
 
@@ -258,8 +259,9 @@ class Emulator(Board):
         def work(link: Link) -> counts.Counts:
             number = self._ensure(link, opened)
             first = self._marks + 1
-            self._marks += 2 * (calls + 1)
-            link.request("count", arrays, session=number, calls=calls, first=first)
+            self._marks += counts.marks_of(calls)
+            asked = {"session": number, "calls": calls, "first": first, "empty": counts.EMPTY}
+            link.request("count", arrays, **asked)
             return counts.read(self._counts, first, calls)
 
         return self.connection.attempt(work)
