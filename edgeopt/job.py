@@ -291,7 +291,7 @@ def structure_passes() -> list[tuple[str, dict[str, Any]]]:
     """The exact passes of the platform's own plan, in order; fusions of other packages come last."""
     known = {*EXACT, *SCHEDULE}
     others = [name for name in registry.names() if name.startswith("fuse-") and name not in known]
-    return [(name, {}) for name in (*EXACT, *others)]
+    return [(name, {}) for name in (EXACT[0], "unfuse-attention", *EXACT[1:], *others)]
 
 
 def schedule_passes() -> list[tuple[str, dict[str, Any]]]:

@@ -135,6 +135,19 @@ def test_a_flattened_image_is_put_in_order_for_its_classifier(tmp_path):
     assert error(model(nodes, {"x": [1, 4, 6, 6]}, ["y"], constants), tmp_path) < 1e-5
 
 
+def test_products_of_computed_values_keep_their_axes(tmp_path):
+    """Transposes before and behind would both vanish, were such a product free to swap rows and heads."""
+    nodes = [
+        node("Reshape", "x,shape", "r"),
+        node("Transpose", "r", "t", perm=[0, 2, 1, 3]),
+        node("MatMul", "t,k", "m"),
+        node("Transpose", "m", "b", perm=[0, 2, 1, 3]),
+        node("Reshape", "b,back", "y"),
+    ]
+    shapes = {"shape": np.array([1, 6, 4, 5]), "back": np.array([1, 6, 20])}
+    assert error(model(nodes, {"x": [1, 6, 20], "k": [1, 4, 5, 5]}, ["y"], shapes), tmp_path) < 1e-5
+
+
 def test_batch_normalization_is_folded_into_its_convolution(tmp_path):
     nodes = [node("Conv", "x,w", "a"), node("BatchNormalization", "a,s,b,m,v", "n"), node("Relu", "n", "y")]
     constants = {"w": weight(8, 4, 3, 3), "s": weight(8), "b": weight(8), "m": weight(8), "v": weight(8) ** 2}

@@ -171,8 +171,15 @@ def _dilated(weight: np.ndarray, dilations: list[int], known: Constant) -> np.nd
 
 
 def fully_connected_layout(step: Step, is_input: bool, index: int, layout: Layout) -> Choice | None:
-    """Any layout whose last axis is the last; the bias and weight are parameters."""
+    """Any layout whose last axis is the last; the bias and weight are parameters.
+
+    A product of two computed values, or with a stack of matrices, has the layout of the model.
+    """
     rank = len(step.shape())
+    known = step.constant(1)
+    if known is None or known.data.ndim != 2 or step.constant(0) is not None:
+        every = tuple(None if value is None else identity(len(shape_of(value))) for value in step.inputs)
+        return Choice(every, (identity(rank),))
     rest = (None,) * (len(step.inputs) - 1)
     if (is_input and index > 0) or len(layout) != rank or rank < 1 or layout[-1] != rank - 1:
         return Choice((identity(rank), *rest), (identity(rank),))
