@@ -64,7 +64,11 @@ class Budget:
                 return cls(quantity, float(text), "")
             except ValueError:
                 pass  # it has a unit, read below
-        value, kind = units.parse(text, *KINDS[quantity])
+        try:
+            value, kind = units.parse(text, *KINDS[quantity])
+        except UserError as error:
+            error.message = f"the budget {quantity}: {error.message}"
+            raise
         if value < 0:
             raise UserError(f"the budget {quantity} must not be negative: {text!r}")
         return cls(quantity, value, _UNITS[kind])

@@ -83,6 +83,11 @@ def format_time(seconds: float) -> str:
     return f"{seconds * 1e6:.3g} µs"
 
 
+def number(count: int, one: str, many: str = "") -> str:
+    """Writes how many there are of something: ``"1 layer"``, ``"2 layers"``."""
+    return f"{count} {one if count == 1 else many or one + 's'}"
+
+
 def format_count(count: float) -> str:
     """Writes a large count for a person: ``"12.3 M"``."""
     for unit, factor in (("G", 1e9), ("M", 1e6), ("k", 1e3)):

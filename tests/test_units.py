@@ -49,3 +49,12 @@ def test_a_written_size_reads_back_to_within_its_digits(count: float) -> None:
 @given(st.floats(1e-6, 99))
 def test_a_written_time_reads_back_to_within_its_digits(seconds: float) -> None:
     assert units.parse_one(units.format_time(seconds), "time") == pytest.approx(seconds, rel=0.01)
+
+
+def test_numbers_of_things_agree_with_their_nouns() -> None:
+    assert units.number(1, "layer") == "1 layer"
+    assert [units.number(count, "bias", "biases") for count in (0, 1, 2)] == [
+        "0 biases",
+        "1 bias",
+        "2 biases",
+    ]

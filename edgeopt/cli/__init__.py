@@ -36,6 +36,18 @@ COMMANDS = {
 """Every command and its one line of help; the module of the same name holds the rest."""
 
 
+ELSEWHERE = {
+    "simplify": "optimize",
+    "benchmark": "bench",
+    "profile": "bench",
+    "evaluate": "eval",
+    "quantize": "compile",
+    "convert": "compile",
+    "export": "compile",
+}
+"""What the commands are called in other tools."""
+
+
 class LazyGroup(click.Group):
     """A group whose commands are imported when called, so that ``--help`` is instant."""
 
@@ -52,7 +64,7 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             raise UserError(
                 f"there is no command {cmd_name!r}",
-                nearest=nearest(cmd_name, COMMANDS),
+                nearest=[ELSEWHERE[cmd_name]] if cmd_name in ELSEWHERE else nearest(cmd_name, COMMANDS),
                 hint="edgeopt --help",
             )
         module = importlib.import_module(f"edgeopt.cli.{cmd_name}")

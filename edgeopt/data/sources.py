@@ -73,8 +73,9 @@ class ArraySource(Source):
     def __init__(self, arrays: Mapping[str, np.ndarray], where: str) -> None:
         self.where = where
         self.arrays = dict(arrays)
-        if not self.arrays or set(self.arrays) == {LABEL}:
-            raise DataError("the file holds no arrays but labels", where=where)
+        if not set(self.arrays) - {LABEL}:
+            what = "no arrays but labels" if self.arrays else "no arrays"
+            raise DataError(f"the file holds {what}", where=where)
         for name, array in self.arrays.items():
             if array.ndim == 0:
                 raise DataError(f"the array {name!r} has no axis of samples", where=where)

@@ -133,6 +133,8 @@ def _mistaken(data: bytes) -> tuple[str, str | None] | None:
     if data[4:8] == b"ORTM":
         return "a model in onnxruntime's ORT format", "start from the ONNX model that it was made from"
     if data.startswith(b"PK\x03\x04"):
+        if b".npy" in data[:64]:
+            return "an archive of NumPy arrays", "give it as --data"
         return "a zip archive", "name it .pt2 if it comes from torch.export.save"
     if data.startswith(b"\x89HDF"):
         return "an HDF5 file", "export the model to ONNX first"

@@ -18,7 +18,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from edgeopt import fidelity
+from edgeopt import fidelity, units
 from edgeopt.errors import UserError
 from edgeopt.graph.change import Change, Rewrite, Skipped
 from edgeopt.graph.execute import Executor
@@ -114,9 +114,11 @@ class BiasCorrection(Pass):
                 reason = f"not kept: {before:.1f} dB became {after:.1f} on the validation samples"
                 skipped += [Skipped(self.name, layer.node, reason) for layer in chosen]
                 return Change(summary=reason, skipped=skipped, details=details)
-            summary = f"{len(chosen)} biases corrected, {before:.1f} -> {after:.1f} dB"
+            summary = (
+                f"{units.number(len(chosen), 'bias', 'biases')} corrected, {before:.1f} -> {after:.1f} dB"
+            )
         else:
-            summary = f"{len(chosen)} biases corrected"
+            summary = f"{units.number(len(chosen), 'bias', 'biases')} corrected"
         originals = {node.name: original_names(node) or (node.name or "",) for node in model.graph}
         rewrites = [Rewrite(self.name, originals[layer.node][0], originals[layer.node]) for layer in chosen]
         return Change(summary=summary, rewrites=rewrites, skipped=skipped, details=details)

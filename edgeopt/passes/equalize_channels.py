@@ -23,6 +23,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
+from edgeopt import units
 from edgeopt.graph.change import Change, NoMatch, Rewrite, Skipped
 from edgeopt.graph.names import name_nodes, original_names
 from edgeopt.graph.observers import channel_maxima
@@ -105,13 +106,17 @@ class EqualizeChannels(Pass):
         chosen, judged = self._chosen(model, pairs, context)
         change.details = {"fidelity": judged}
         if chosen is None:
-            change.summary = f"{len(pairs)} layers could be equalized, but int8 is better without"
+            change.summary = (
+                f"{units.number(len(pairs), 'layer')} could be equalized, but int8 is better without"
+            )
             change.rewrites.clear()
             return change
         alpha, arrays = chosen
         set_arrays(model, arrays)
         change.details["alpha"] = alpha
-        change.summary = f"{len(pairs)} layers equalized" + ("" if alpha is None else f", alpha {alpha:g}")
+        change.summary = f"{units.number(len(pairs), 'layer')} equalized" + (
+            "" if alpha is None else f", alpha {alpha:g}"
+        )
         return change
 
     def _chosen(

@@ -20,6 +20,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
+from edgeopt import units
 from edgeopt.errors import RuntimeFailure, UserError
 from edgeopt.graph.change import Change, Rewrite, Skipped
 from edgeopt.graph.names import name_nodes, original_names
@@ -122,7 +123,7 @@ class Gptq(Pass):
             )
             return Change(summary="left as it is", notes=[note])
         count = len(change.rewrites)
-        change.summary = f"{count} layers solved" if count else "no layer gains by it"
+        change.summary = f"{units.number(count, 'layer')} solved" if count else "no layer gains by it"
         change.details |= {"layers": count, "samples": sum(_samples(call) for call in feeds)}
         if "fidelity_after" in change.details:
             before, after = change.details["fidelity"], change.details["fidelity_after"]

@@ -16,6 +16,7 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
+from edgeopt import units
 from edgeopt.graph.change import Change, Rewrite
 from edgeopt.graph.names import name_nodes, original_names
 from edgeopt.graph.quantization import read, strip, write
@@ -81,7 +82,7 @@ class RestoreFloat(Pass):
             "ranking": [(names[layer], _figure(value)) for layer, value in sensitivity.items()],
         }
         return Change(
-            summary=f"{len(chosen)} layers back to float, {before:.1f} -> {after:.1f} dB",
+            summary=f"{units.number(len(chosen), 'layer')} back to float, {before:.1f} -> {after:.1f} dB",
             rewrites=[
                 Rewrite(self.name, names[layer], original_names(nodes[layer]) or (layer,)) for layer in chosen
             ],

@@ -17,6 +17,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
+from edgeopt import units
 from edgeopt.graph.change import Change, Rewrite, Skipped
 from edgeopt.graph.names import carry_names, name_nodes, original_names
 from edgeopt.graph.placement import is_constant, place
@@ -129,7 +130,7 @@ class SmoothActivations(Pass):
     ) -> Change:
         """Takes everything back where the whole model is not more faithful."""
         change.details = {"alphas": alphas}
-        change.summary = f"{len(change.rewrites)} groups of products smoothed"
+        change.summary = f"{units.number(len(change.rewrites), 'group')} of products smoothed"
         if samples is None or len(samples) == 0:
             return change
         calls = Calls(calls.data, calls.batch, SAMPLES // 4)

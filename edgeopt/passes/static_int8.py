@@ -16,6 +16,7 @@ from typing import ClassVar, Literal
 
 import onnx_ir as ir
 
+from edgeopt import units
 from edgeopt.errors import PassError, UserError
 from edgeopt.graph.change import Change, Rewrite
 from edgeopt.graph.execute import Feeds
@@ -143,7 +144,7 @@ class StaticInt8(Pass):
         mark(model)
         write(model, params)
         return Change(
-            summary=f"{len(placement.products)} layers to int8"
+            summary=f"{units.number(len(placement.products), 'layer')} to int8"
             + (f", {len(moving)} inputs by ranges of every call" if moving else ""),
             rewrites=[Rewrite(self.name, node, (node,)) for node in placement.products],
             skipped=placement.skipped,

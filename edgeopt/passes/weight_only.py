@@ -15,6 +15,7 @@ from typing import ClassVar, Literal, get_args
 
 import onnx_ir as ir
 
+from edgeopt import units
 from edgeopt.errors import UserError, nearest
 from edgeopt.graph.change import Change, Rewrite, Skipped
 from edgeopt.graph.names import name_nodes
@@ -107,7 +108,7 @@ class WeightOnly(Pass):
         if not change.rewrites:
             change.details = {}  # the model stays in float32
             return change
-        change.summary = f"weights of {len(change.rewrites)} layers to int{bits}"
+        change.summary = f"weights of {units.number(len(change.rewrites), 'layer')} to int{bits}"
         if bits == 4:
             _tell(readers, layouts, rules, change)
         return change

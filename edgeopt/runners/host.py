@@ -21,6 +21,7 @@ from edgeopt.artifact import open_artifact
 from edgeopt.errors import DataError, ModelError, RuntimeFailure, UserError, nearest
 from edgeopt.graph.execute import IN_MEMORY, first_line
 from edgeopt.host import isa
+from edgeopt.load import load
 from edgeopt.runners.base import Footprint, Runner
 from edgeopt.session import Session, TensorSpec
 
@@ -100,7 +101,7 @@ def open_sessions(source: str | Path, *, threads: int = 1) -> dict[str, Session]
         threads: Threads of one operator.
 
     Raises:
-        ModelError: There is none, or it is of a kind that does not run here.
+        ModelError: There is none, it is of a kind that does not run here, or corrupt.
         RuntimeFailure: The runtime cannot load it.
     """
     path = Path(source)
@@ -113,7 +114,12 @@ def open_sessions(source: str | Path, *, threads: int = 1) -> dict[str, Session]
             f"{path.name!r} does not run here by itself",
             hint="give an .onnx file or the folder of an artifact",
         )
-    return {"model": OnnxSession(path, threads=threads)}
+    try:
+        return {"model": OnnxSession(path, threads=threads)}
+    except RuntimeFailure:
+        if path.suffix == ".onnx":
+            load(path)  # says in a sentence what is wrong with the file, if the file it is
+        raise
 
 
 class Host(Runner):

@@ -20,6 +20,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 
+from edgeopt import units
 from edgeopt.errors import OutputError, RuntimeFailure
 from edgeopt.graph.change import Change
 from edgeopt.graph.execute import first_line
@@ -88,7 +89,10 @@ class Onnxruntime(Target):
             }
         )
         if weights:
-            change.summary = f"{weights} weights and {biases.count} biases to integers"
+            change.summary = (
+                f"{units.number(weights, 'weight')} and "
+                f"{units.number(biases.count, 'bias', 'biases')} to integers"
+            )
         change.notes.extend(biases.notes)
         return prepared, change
 

@@ -96,6 +96,14 @@ def test_bench_predicts_for_a_device(models, capsys) -> None:
     assert memory["how"] == "predicted" and memory["unit"] == "B"
 
 
+def test_a_truncated_model_is_a_mistake_of_what_was_given(models, tmp_path, capsys) -> None:
+    cut = tmp_path / "cut.onnx"
+    whole = Path(models[0]).read_bytes()
+    cut.write_bytes(whole[: len(whole) // 2])
+    assert call(["bench", str(cut)]) == 2
+    assert "this is no ONNX model, or a truncated one" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

@@ -151,6 +151,7 @@ def test_a_model_with_flipped_bytes_never_breaks_the_loader() -> None:
         (b"this is a text\n" * 20, "a text file"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:00", "Git LFS"),
         (b"PK\x03\x04" + bytes(40), "a zip archive"),
+        (b"PK\x03\x04" + bytes(26) + b"x.npy" + bytes(40), "an archive of NumPy arrays"),
         (b"\x80\x04\x95" + bytes(40), "a Python pickle"),
     ],
 )

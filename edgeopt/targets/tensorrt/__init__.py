@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx_ir as ir
 
+from edgeopt import units
 from edgeopt.errors import ModelError, OutputError, RuntimeFailure
 from edgeopt.graph.change import Change
 from edgeopt.graph.execute import Executor
@@ -83,7 +84,7 @@ class Tensorrt(Target):
         weights = _store_integers(prepared, rules)
         said = [f"{len(change.rewrites)} operators decomposed"] if change.rewrites else []
         said += [f"opset {before} -> {after}"] if after != before else []
-        said += [f"{weights} weights to integers"] if weights else []
+        said += [f"{units.number(weights, 'weight')} to integers"] if weights else []
         change.summary = ", ".join(said)
         change.details.update(weights=weights, opset=after)
         return prepared, change

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal
 
 import onnx_ir as ir
 
+from edgeopt import units
 from edgeopt.errors import ModelError, UserError
 from edgeopt.graph.change import Change
 from edgeopt.graph.names import name_nodes
@@ -130,7 +131,7 @@ class Tflite(Target):
         if integers.rewrites:
             refresh(model)
         change += integers
-        change.summary = f"{len(change.rewrites)} nodes rewritten for TFLite"
+        change.summary = f"{units.number(len(change.rewrites), 'node')} rewritten for TFLite"
         return change
 
 
