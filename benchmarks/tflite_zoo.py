@@ -1,11 +1,12 @@
 """The convolutional zoo on the target ``tflite``, in float and in int8.
 
-``python -m benchmarks.tflite_zoo [NAME]... [--only float|int8] [--winners exact]`` prints two
-tables.
+``python -m benchmarks.tflite_zoo [NAME]... [--only float|int8] [--winners exact] [--compiled]`` prints
+two tables.
 
 Float: the largest deviation from onnxruntime relative to the largest output, and the file's sizes.
 
-Int8 (static quantization with min-max ranges by the runtime's rules), in dB of signal over error, on
+Int8 (static quantization with min-max ranges by the runtime's rules, or with ``--compiled`` what
+``edgeopt compile`` makes of the model), in dB of signal over error, on
 evaluation samples:
 
 - *cost*: the prepared graph in exact arithmetic (``targets/tflite/exact.py``) against the float model.
@@ -23,7 +24,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -33,15 +34,20 @@ import numpy as np
 import onnx_ir as ir
 
 from benchmarks.zoo.models import ENTRIES, Entry
+from edgeopt.compilation import Corridor
 from edgeopt.data import DataSamples, open_data
+from edgeopt.graph.change import Change
 from edgeopt.graph.execute import Executor
+from edgeopt.job import Job, PartSource
 from edgeopt.passes import Context, Facets, make
 from edgeopt.platform import Platform, load_platform
 from edgeopt.session import Session, signature
+from edgeopt.steps import Store
 from edgeopt.targets.tflite import Tflite, exact, reference, xnnpack
 from edgeopt.targets.tflite.flatbuffer import write
 from edgeopt.targets.tflite.lower import Lowered, lower
 from edgeopt.targets.tflite.session import TfliteSession, from_runtime, to_runtime
+from edgeopt.watch import QUIET
 
 MODELS = [
     "kws_dscnn_mlperf_tiny",
@@ -121,13 +127,60 @@ def float_row(name: str, platform: Platform) -> list[str]:
     return [f"{worst:.1e}", operators, f"{lowered.transposes}", f"{size:.0f}", f"{seconds:.2f}"]
 
 
-def int8_row(name: str, platform: Platform, winners: str) -> list[str]:
-    """One row of the int8 table."""
+def quantized(name: str, platform: Platform) -> ir.Model:
+    """A model quantized with min-max ranges, not yet in integers."""
     original, target = _original(name)
     prepared, _ = target.prepare(original, platform)
     calibration = open_data(ENTRIES[name].spec(), signature(prepared.graph.inputs)).calibrate
     context = Context(Facets(rules=platform.rules, calibration=calibration))
     make("static-int8", {"samples": CALIBRATION, "observer": "min-max"}).apply(prepared, context)  # type: ignore[union-attr]
+    return prepared
+
+
+class Observed(Tflite):
+    """The target, keeping the last model that it was given."""
+
+    given: ir.Model | None = None
+
+    def prepare(self, model: ir.Model, platform: Platform) -> tuple[ir.Model, Change]:
+        """Keeps, and prepares."""
+        Observed.given = model.clone()
+        return super().prepare(model, platform)
+
+
+def compiled(name: str, platform: Platform) -> ir.Model:
+    """A model as ``edgeopt compile`` quantizes it with its own data, not yet in integers."""
+    entry, target = ENTRIES[name], Observed(shape=SHAPES.get(name, ()))
+    with tempfile.TemporaryDirectory() as folder:
+        job = Job(
+            name=name,
+            parts={part: PartSource(path) for part, path in entry.files().items()},
+            platform=platform,
+            target=target,
+            output=Path(folder) / "out",
+            data=entry.spec(),
+        )
+        corridor = Corridor(job, Store(Path(folder) / "store"), QUIET)
+        corridor.load()
+        corridor.open_data()
+        for part in corridor.parts.values():
+            corridor.lower(part)
+        model = Observed.given
+        if model is None:
+            raise SystemExit(f"{name} was not compiled")
+        for value in model.graph.initializers.values():
+            # The store's files go away with the folder.
+            if value.const_value is not None:
+                value.const_value = ir.tensor(value.const_value.numpy().copy(), name=value.name)
+    return model
+
+
+def int8_row(
+    name: str, platform: Platform, winners: str, quantize: Callable[[str, Platform], ir.Model]
+) -> list[str]:
+    """One row of the int8 table."""
+    original, target = _original(name)
+    prepared = quantize(name, platform)
     start = time.process_time()
     ready, _ = target.prepare(prepared, platform)
     lowered = lower(ready)
@@ -210,11 +263,17 @@ INT8 = (
 )
 
 
-def _table(names: list[str], columns: tuple[str, ...], winners: str) -> Iterator[str]:
+def _table(
+    names: list[str],
+    columns: tuple[str, ...],
+    winners: str,
+    quantize: Callable[[str, Platform], ir.Model],
+) -> Iterator[str]:
     platform = load_platform("raspberry-pi-4", "tflite")
     yield f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}"
     for name in names:
-        row = float_row(name, platform) if columns is FLOAT else int8_row(name, platform, winners)
+        is_float = columns is FLOAT
+        row = float_row(name, platform) if is_float else int8_row(name, platform, winners, quantize)
         yield f"| {name} | {' | '.join(row)} |"
 
 
@@ -224,10 +283,12 @@ def main() -> None:
     parser.add_argument("names", nargs="*")
     parser.add_argument("--only", choices=("float", "int8"))
     parser.add_argument("--winners", choices=("onnxruntime", "exact"), default="onnxruntime")
+    parser.add_argument("--compiled", action="store_true")
     options = parser.parse_args()
+    quantize = compiled if options.compiled else quantized
     for kind, columns in (("float", FLOAT), ("int8", INT8)):
         if options.only in (None, kind):
-            for line in _table(options.names or MODELS, columns, options.winners):
+            for line in _table(options.names or MODELS, columns, options.winners, quantize):
                 print(line, flush=True)
 
 
