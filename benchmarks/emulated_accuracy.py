@@ -41,6 +41,8 @@ CORES = ("cortex-a72", "cortex-a76", "cortex-a53")
 """The A72 and A53 differ in LiteRT's kernels for the in-order core, the A76 has dot products."""
 PRECISIONS = ("static-int8", "float32")
 CALIBRATION = 64
+PRODUCTS = ("fmla", "mla", "dot")
+"""Classes of instructions that tell kernels apart."""
 BEFORE: dict[str, list[tuple[str, dict[str, Any]]]] = {"kws_dscnn_rescaled": [("equalize-channels", {})]}
 """Passes before quantization: that model's channels differ so much in scale that plain int8 guesses."""
 
@@ -174,37 +176,52 @@ def count(one: Combination, folder: Path) -> Any:
 
 
 def tables(rows: list[dict[str, Any]]) -> str:
-    """The tables of differences and of counts."""
-    lines = [
-        "| model | precision | runtime | core | metric: host | emulated | drop | agreement % | fidelity dB "
-        "| worst / largest output | equal values % |",
-        "|---|---|---|---|--:|--:|--:|--:|--:|--:|--:|",
-    ]
-    for row in rows:
-        model, precision, target, core = row["key"].split("/")
-        agreement = "" if row["agreement"] is None else f"{row['agreement']:.1f}"
-        lines.append(
-            f"| {model} | {precision} | {target} | {core} | {row['host']:.2f} | {row['emulated']:.2f} "
-            f"| {row['drop']:.2f} | {agreement} | {row['fidelity_db']:.1f} | {row['worst']:.2g} "
-            f"| {100 * row['equal']:.1f} |"
-        )
-    lines += [
-        "",
-        "| model | precision | runtime | core | M instructions | second process, difference % | fmla | dot "
-        "| mla |",
-        "|---|---|---|---|--:|--:|--:|--:|--:|",
-    ]
-    for row in rows:
-        model, precision, target, core = row["key"].split("/")
-        first, second = row["counts"]
-        share = 100 * abs(second["total"] / first["total"] - 1)
-        by_class = first["by_class"]
-        products = " | ".join(f"{by_class.get(name, 0) / 1e6:.3f}" for name in ("fmla", "dot", "mla"))
-        lines.append(
-            f"| {model} | {precision} | {target} | {core} | {first['total'] / 1e6:.3f} | {share:.3f} "
-            f"| {products} |"
-        )
-    return "\n".join(lines)
+    """The tables of differences and of counts: one line for every artifact, one column for every core."""
+    cores = " | ".join(core.removeprefix("cortex-").upper() for core in CORES)
+    held = {row["key"]: row for row in rows}
+    artifacts = dict.fromkeys(key.rpartition("/")[0] for key in held)
+    heads = ("model | precision | runtime | metric here", "model | precision | runtime")
+    marks = ("---|---|---|--:", "---|---|---")
+    differences, totals = (
+        [f"| {head} | {cores} |", f"|{mark}|{'--:|' * len(CORES)}"]
+        for head, mark in zip(heads, marks, strict=True)
+    )
+    for name in sorted(artifacts, key=lambda name: name.split("/")[::-1]):
+        model, precision, target = name.split("/")
+        found = [held.get(f"{name}/{core}") for core in CORES]
+        metrics = {f"{row['host']:.1f}" for row in found if row is not None}
+        line = f"| {model} | {precision} | {target} |"
+        cells = " | ".join("" if row is None else _difference(row) for row in found)
+        differences.append(f"{line} {', '.join(sorted(metrics))} | {cells} |")
+        cells = " | ".join("" if row is None else _counted(row) for row in found)
+        totals.append(f"{line} {cells} |")
+    return "\n".join(
+        [
+            "Points of the metric lost there; the worst difference over the largest output; equal outputs.",
+            "",
+            *differences,
+            "",
+            "Millions of instructions; how far a second process's count lies off; millions of products.",
+            "",
+            *totals,
+        ]
+    )
+
+
+def _difference(row: Mapping[str, Any]) -> str:
+    """What one cell says of accuracy."""
+    worst = f"{row['worst']:.0e}".replace("e-0", "e-") if row["worst"] else "0"
+    agreement = row["agreement"]
+    other = "" if agreement is None or agreement == 100 else f", {100 - agreement:.1f} % of classes differ"
+    return f"{row['drop']:g}; {worst}; {100 * row['equal']:.0f} %{other}"
+
+
+def _counted(row: Mapping[str, Any]) -> str:
+    """What one cell says of instructions."""
+    first, second = (counts["total"] for counts in row["counts"])
+    by_class = row["counts"][0]["by_class"]
+    products = [f"{by_class[name] / 1e6:.2f} {name}" for name in PRODUCTS if by_class.get(name, 0) > 1000]
+    return f"{first / 1e6:.2f}; {100 * abs(second / first - 1):.2g} %; {', '.join(products)}"
 
 
 def main() -> None:
