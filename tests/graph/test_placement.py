@@ -94,6 +94,7 @@ def test_what_is_joined_and_read_by_nobody_else_has_the_range_of_the_join() -> N
         net.conv(net.add("Concat", net.conv(joined, 12, 4), net.conv(shared, 4, 4), axis=1), 8, 4)
     )
     ranges = place(model, rules).activations
-    assert ranges[Site(joined.name or "")] == first.name
-    assert ranges[Site(alone.name or "")] == ranges[Site(moved.name or "")] == first.name
+    assert ranges[Site(joined.name or "")] == joined.name
+    assert ranges[Site(first.name or "")] == joined.name
+    assert ranges[Site(alone.name or "")] == ranges[Site(moved.name or "")] == joined.name
     assert ranges[Site(shared.name or "")] == shared.name
