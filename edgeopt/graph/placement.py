@@ -281,13 +281,13 @@ class _Placer:
             if tail is not output and (producer := tail.producer()) is not None:
                 self.fused.add(producer)
             if tail.name not in self.unfit:
-                own = tail.name or "", rule.output or self.rules.activation
-                origin = self._shared(node, own) if rule.same_scale else None
+                alone = tail.name or "", rule.output or self.rules.activation
+                origin = self._shared(node, alone) if rule.same_scale else None
                 if origin is not None:
                     self._tie(node, origin)
-                self.integer[tail] = origin or own
+                self.integer[tail] = origin or alone
 
-    def _shared(self, node: ir.Node, own: tuple[str, TensorRule]) -> tuple[str, TensorRule] | None:
+    def _shared(self, node: ir.Node, alone: tuple[str, TensorRule]) -> tuple[str, TensorRule] | None:
         """Returns what sets the range of an output that has the scale of its inputs; ``None`` for itself.
 
         Where several inputs differ it is the range of all of them together, as the output shows it: that of
@@ -297,7 +297,7 @@ class _Placer:
         joined = [value for value in node.inputs if value is not None and value in self.integer]
         if first is None or all(self.integer[value] == first for value in joined):
             return first
-        return own
+        return alone
 
     def _tie(self, node: ir.Node, origin: tuple[str, TensorRule]) -> None:
         """Gives values that a joining operator alone reads the range that it brings them to anyway.
