@@ -23,8 +23,8 @@ RANKED_BY = 4
 MOST_LAYERS = 200
 """With more layers than this, only the first and last hundred are ranked."""
 
-MACS = 2e10
-"""Multiply-accumulates that a ranking may cost where nothing depends on it: a few seconds."""
+MACS = 1e10
+"""Multiply-accumulates that a ranking may cost where nothing depends on it: a second or two."""
 
 BYTES = 2e9
 """Bytes of weights that it may load into sessions, one for each layer."""
