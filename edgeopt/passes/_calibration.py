@@ -64,11 +64,11 @@ class Calls:
         size = max(activation_bytes(model, first), 1) if first is not None else 1
         return cls(data, int(np.clip(BYTES_PER_CALL // size, 1, BATCH)), limit)
 
-    def for_trials(self, model: ir.Model) -> Calls:
-        """Returns fewer calls, so that a trial stays cheap: 64 samples, or down to 2 of a large model."""
+    def for_trials(self, model: ir.Model, most: int = 64) -> Calls:
+        """Returns fewer calls, so that a trial stays cheap: ``most`` samples, or down to 2 of a large model."""
         first = next(self.data.feeds(), None)
         size = max(activation_bytes(model, first), 1) if first is not None else 1
-        return Calls(self.data, self.batch, min(self.limit, int(np.clip(BYTES_PER_TRIAL // size, 2, 64))))
+        return Calls(self.data, self.batch, min(self.limit, int(np.clip(BYTES_PER_TRIAL // size, 2, most))))
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
         seen = 0

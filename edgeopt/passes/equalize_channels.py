@@ -126,7 +126,7 @@ class EqualizeChannels(Pass):
         data = context.calibration
         if data is None or len(data) == 0:
             return (None, equalize(pairs)), {}
-        calls = Calls.fitting(model, data, len(data)).for_trials(model)
+        calls = Calls.fitting(model, data, len(data)).for_trials(model, 256)
         between = {pair.first: _between(pair.first) for pair in pairs}
         maxima = channel_maxima(model, list(between.values()), calls)
         seen = {node: maxima[name].astype(np.float64) for node, name in between.items()}
