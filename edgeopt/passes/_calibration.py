@@ -65,7 +65,7 @@ class Calls:
         return cls(data, int(np.clip(BYTES_PER_CALL // size, 1, BATCH)), limit)
 
     def for_trials(self, model: ir.Model, most: int = 64) -> Calls:
-        """Returns fewer calls, so that a trial stays cheap: ``most`` samples, or down to 2 of a large model."""
+        """Returns fewer calls, so that a trial is cheap: ``most`` samples, or down to 2 of a large model."""
         first = next(self.data.feeds(), None)
         size = max(activation_bytes(model, first), 1) if first is not None else 1
         return Calls(self.data, self.batch, min(self.limit, int(np.clip(BYTES_PER_TRIAL // size, 2, most))))
