@@ -218,7 +218,7 @@ def _judging(
         held = [call for index, call in enumerate(feeds) if _held_out(index, len(feeds))]
         return (), held or feeds
     calls = Calls.fitting(model, validation, OVERALL)
-    return calls, calls.for_trials(model)
+    return calls, calls.for_trials(model, 256)
 
 
 def _shortcut(product: Product, lanes: tuple[Lane, Lane]) -> tuple[str, str] | None:
