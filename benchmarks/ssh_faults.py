@@ -271,7 +271,7 @@ def work(runs: int, seed: int, real: bool) -> Tally:
                     server.wait_until_clean(40)
                 except AssertionError as failure:
                     tally.bad.append(f"{label}: {failure}")
-                    for process in server.agents():
+                    for process in server.agents() + server.cleaners():
                         loopback.kill(process)
                 if took > LIMIT:
                     tally.bad.append(f"{label}: took {took:.0f} s")

@@ -136,7 +136,9 @@ class Trial:
         """
         wanted = set(layers(self.plain, self.params))
         taps = {
-            node.name or "": node.outputs[0].name or "" for node in self.plain.graph if node.name in wanted
+            node.name or "": next(output.name for output in node.outputs if output.name)
+            for node in self.plain.graph
+            if node.name in wanted  # a recurrent layer may give out its last state alone
         }
         names, quantized = list(taps.values()), with_rounded_constants(self.quantized(self.params))
         with Executor(self.plain, names, optimize=True) as one, Executor(quantized, names) as two:

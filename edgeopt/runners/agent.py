@@ -62,6 +62,8 @@ START = os.environ.get("EDGEOPT_START", sys.executable).split("\n")
 CLEANER = """
 import fcntl, os, shutil, sys, time
 folder, grace = sys.argv[1], float(sys.argv[2])
+if os.read(0, 1):  # until the agent is gone: with a word if it has cleaned up itself
+    sys.exit()
 end = time.monotonic() + grace
 while time.monotonic() < end and os.path.exists(folder):
     time.sleep(0.2)
@@ -564,6 +566,7 @@ class Agent:
         self.ending = threading.RLock()  # a signal may arrive in the midst of a clean end
         self.requests = queue.Queue(8)  # type: queue.Queue[Tuple[Dict[str, Any], bytearray]]
         self.store = None  # type: Optional[Store]
+        self.cleaner = None  # type: Optional[subprocess.Popen[bytes]]
         self.models = {}  # type: Dict[int, Any]
         self.folders = {}  # type: Dict[int, str]
         self.fed = {}  # type: Dict[int, Tuple[Any, List[Any]]]
@@ -586,6 +589,7 @@ class Agent:
                     if self.store is not None:
                         self.store.remove()
                     self.store = None
+                    self._dismiss_cleaner()
                     self._answer({"id": header["id"]})
                 return
             try:
@@ -646,12 +650,45 @@ class Agent:
             os._exit(0)
         for folder in list(self.folders.values()):
             shutil.rmtree(folder, ignore_errors=True)
+        if self.cleaner is not None and self.cleaner.poll() is None:
+            os._exit(0)  # which it hears
         try:
             if os.fork() == 0:
                 self._become_cleaner(store.folder)
         except OSError:
             store.remove()
         os._exit(0)
+
+    def _post_cleaner(self, folder: str) -> None:
+        """Starts a small process that deletes the folder if this one is killed and nobody comes back."""
+        try:
+            self.cleaner = subprocess.Popen(
+                self._cleaning(folder),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                env=self.environment,
+                start_new_session=True,
+            )
+        except OSError:
+            pass  # then only a killed agent leaves files, and only until somebody comes back
+
+    def _dismiss_cleaner(self) -> None:
+        if self.cleaner is None or self.cleaner.stdin is None:
+            return
+        try:
+            self.cleaner.stdin.write(b"x")
+            self.cleaner.stdin.close()
+        except OSError:
+            pass  # it is gone already
+        try:
+            self.cleaner.wait(5)
+        except subprocess.TimeoutExpired:
+            self.cleaner.kill()
+        self.cleaner = None
+
+    def _cleaning(self, folder: str) -> List[str]:
+        return START + ["-S", "-E", "-c", CLEANER, folder, str(self.grace)]
 
     def _become_cleaner(self, folder: str) -> None:
         """Turns this process into a small one that is not a part of the connection."""
@@ -661,7 +698,7 @@ class Agent:
             for number in (0, 1, 2):
                 os.dup2(nothing, number)
             os.closerange(3, 256)  # the lock among them
-            command = START + ["-S", "-E", "-c", CLEANER, folder, str(self.grace)]
+            command = self._cleaning(folder)
             os.execve(command[0], command, self.environment)
         finally:
             os._exit(1)
@@ -673,6 +710,8 @@ class Agent:
         self.grace, self.silence = header.get("grace", 0.0), header.get("silence", self.silence)
         with self.ending:
             self.store = Store(header.get("folder"))
+        if self.grace > 0 and self.cleaner is None:
+            self._post_cleaner(self.store.folder)
         # Runtimes write caches and records of their own; these go where they will be deleted.
         for name in ("HOME", "XDG_CACHE_HOME", "TMPDIR"):
             os.environ[name] = self.store.runs

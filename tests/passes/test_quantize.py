@@ -351,3 +351,18 @@ def test_the_time_of_a_step_taken_from_the_store_counts_as_it_was_computed(tmp_p
         steps = list(stepper.run(State("original", stepper.store, model), plan))
         assert [step.options.name for step in steps] == ["smooth-activations", "static-int8", "end-plan"]
     assert all(step.cached for step in steps)
+
+
+def test_a_recurrent_layer_may_give_out_its_last_state_alone() -> None:
+    net = Net(["n", 5, 6])
+    first = net.constant(np.array([0], np.int64))
+    gates, state = net.weight(1, 24, 6), net.weight(1, 24, 8)
+    steps = net.add("Transpose", net.x, perm=[1, 0, 2])
+    layer = ir.node("GRU", [steps, gates, state], {"hidden_size": 8}, num_outputs=2, name="gru")
+    layer.outputs[0].name, layer.outputs[1].name = "", "last"
+    layer.outputs[1].dtype, layer.outputs[1].shape = ir.DataType.FLOAT, ir.Shape([1, "n", 8])
+    net.nodes.append(layer)
+    flat = net.add("Squeeze", layer.outputs[1], first)
+    model = net.model(net.add("MatMul", flat, net.weight(8, 4)))
+    change = apply("static-int8", model, rows((5, 6)))
+    assert [layer for layer, *_ in change.details["ranking"]]  # type: ignore[attr-defined]

@@ -67,12 +67,19 @@ class Server:
         return Ssh(self.address(**options), patience)
 
     def agents(self) -> list[int]:
-        """The processes of agents, and of cleaners, of this home."""
+        """The processes of agents of this home."""
+        return self._ours(b"edgeopt-agent")
+
+    def cleaners(self) -> list[int]:
+        """The processes that delete what agents leave."""
+        return self._ours(b"time.monotonic() + grace")
+
+    def _ours(self, mark: bytes) -> list[int]:
         home = f"HOME={self.home}".encode()
         found = []
         for number in _processes():
             words = _read(number, "cmdline").split(b"\0")
-            ours = any(b"edgeopt-agent" in word or b"grace = float" in word for word in words)
+            ours = any(mark in word for word in words)
             if ours and not words[0].endswith(b"sh") and home in _read(number, "environ").split(b"\0"):
                 found.append(number)
         return found
@@ -93,20 +100,20 @@ class Server:
         ]
 
     def wait_until_clean(self, seconds: float = 30.0) -> None:
-        """Waits until no agent runs and no file is left.
+        """Waits until no agent or cleaner runs and no file is left.
 
         Raises:
             AssertionError: There still are some.
         """
         end = time.monotonic() + seconds
-        while (agents := self.agents()) or list(self.home.iterdir()):
+        while (agents := self.agents() + self.cleaners()) or list(self.home.iterdir()):
             if time.monotonic() > end:
                 left = [folder for folder, _, _ in os.walk(self.home)]  # files may vanish meanwhile
                 raise AssertionError(f"left behind: processes {agents}, folders {left}")
             time.sleep(0.05)
 
     def stop(self) -> None:
-        for number in [*self.agents(), *self.connections(), self.process.pid]:
+        for number in [*self.agents(), *self.cleaners(), *self.connections(), self.process.pid]:
             kill(number)
         self.process.wait()
 

@@ -113,6 +113,21 @@ def test_an_agent_that_hangs_counts_as_lost(server, model) -> None:
         loopback.kill(agent, signal.SIGCONT)
 
 
+def test_a_killed_agent_leaves_nothing_where_nobody_may_log_in_again(server, model) -> None:
+    known = (server.folder / "authorized").read_text()
+    board = server.board()
+    board.open(model)
+    assert len(server.agents()) == len(server.cleaners()) == 1
+    try:
+        (server.folder / "authorized").write_text((server.folder / "other.pub").read_text())
+        for number in [*server.agents(), *server.connections(), *server.clients()]:
+            loopback.kill(number)
+        server.wait_until_clean(20)
+    finally:
+        (server.folder / "authorized").write_text(known)
+        board.close()
+
+
 def test_a_file_goes_on_from_the_byte_that_arrived(server, tmp_path: Path, monkeypatch) -> None:
     sizes = 1024, 3072
     model = ir.from_onnx_text(f"""
