@@ -13,8 +13,9 @@ from edgeopt import fidelity, passes
 from edgeopt.errors import UserError
 from edgeopt.graph.change import Rewrite
 from edgeopt.graph.execute import Executor
-from edgeopt.graph.quantization import Site, read
+from edgeopt.graph.quantization import QuantParams, Site, read
 from edgeopt.passes import Change, Context, Facets, Pass, Plan
+from edgeopt.passes._sensitivity import Trial
 from edgeopt.passes.base import Entry
 from edgeopt.passes.gptq import Gptq
 from edgeopt.platform import load_platform
@@ -358,11 +359,20 @@ def test_a_recurrent_layer_may_give_out_its_last_state_alone() -> None:
     first = net.constant(np.array([0], np.int64))
     gates, state = net.weight(1, 24, 6), net.weight(1, 24, 8)
     steps = net.add("Transpose", net.x, perm=[1, 0, 2])
-    layer = ir.node("GRU", [steps, gates, state], {"hidden_size": 8}, num_outputs=2, name="gru")
+    start = net.add(
+        "MatMul", net.add("ReduceMean", steps, net.constant(np.array([0], np.int64))), net.weight(6, 8)
+    )
+    layer = ir.node(
+        "GRU",
+        [steps, gates, state, net.weight(1, 48), None, start],
+        {"hidden_size": 8},
+        num_outputs=2,
+        name="gru",
+    )
     layer.outputs[0].name, layer.outputs[1].name = "", "last"
     layer.outputs[1].dtype, layer.outputs[1].shape = ir.DataType.FLOAT, ir.Shape([1, "n", 8])
     net.nodes.append(layer)
     flat = net.add("Squeeze", layer.outputs[1], first)
-    model = net.model(net.add("MatMul", flat, net.weight(8, 4)))
-    change = apply("static-int8", model, rows((5, 6)))
-    assert [layer for layer, *_ in change.details["ranking"]]  # type: ignore[attr-defined]
+    model = ir.from_proto(ir.to_proto(net.model(net.add("MatMul", flat, net.weight(8, 4)))))
+    params = {Site(gates.name or ""): [QuantParams(ir.DataType.INT8, np.float32(0.02), None)]}
+    assert Trial(model, params, rows((5, 6))).signals()["gru"] > 10
