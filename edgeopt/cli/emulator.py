@@ -35,8 +35,20 @@ def command() -> None:
     type=click.Path(path_type=Path),
     help="A file of apt sources that have ARM packages, where the machine's own have none.",
 )
+@click.option(
+    "--debian-mirror",
+    "mirror",
+    help="The address of a mirror of Debian, where the machine's own sources name none (Ubuntu).",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def setup(folder: Path | None, armv7: bool, bundle: Path | None, sources: Path | None, as_json: bool) -> None:
+def setup(
+    folder: Path | None,
+    armv7: bool,
+    bundle: Path | None,
+    sources: Path | None,
+    mirror: str | None,
+    as_json: bool,
+) -> None:
     """Fetch what is not there yet; what is there stays, so it can be interrupted."""
     from edgeopt.cli.display import Terminal, console
     from edgeopt.runners.emulator import bundle as bundles
@@ -48,7 +60,7 @@ def setup(folder: Path | None, armv7: bool, bundle: Path | None, sources: Path |
         check_host()
         bundles.read(place, bundle, watch)
     else:
-        notes = fetch(place, armv7=armv7, sources=sources, watch=watch)
+        notes = fetch(place, armv7=armv7, sources=sources, mirror=mirror, watch=watch)
     stderr = console(stderr=True)
     for note in notes:
         stderr.print(note, style="yellow")

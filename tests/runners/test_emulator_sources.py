@@ -34,7 +34,7 @@ TRIXIE = Release(
     "10.0.13",
     ["Debian|Debian-Security|http://near/debian-security/", "Debian|Debian|http://near/debian/"],
 )
-NOBLE = Release({}, "8.2.2", ["Ubuntu|Ubuntu|http://archive.ubuntu.com/ubuntu/"])
+NOBLE = Release({}, "8.2.2", ["Ubuntu|Ubuntu|http://near/ubuntu/"])
 PLUGINS = ("7.2.22",)
 
 
@@ -105,8 +105,9 @@ def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
     return found
 
 
-def make(folder: Path, *archs: place.Arch) -> list[str]:
-    source = sources.Sources(place.Place(folder), ["amd64", *(system.DEBIAN[arch] for arch in archs)], None)
+def make(folder: Path, *archs: place.Arch, mirror: str | None = None) -> list[str]:
+    wanted = ["amd64", *(system.DEBIAN[arch] for arch in archs)]
+    source = sources.Sources(place.Place(folder), wanted, None, mirror)
     source.update()
     notes = source.make_qemu()
     for arch in archs:
@@ -133,9 +134,17 @@ def test_debian_13_takes_what_it_lacks_from_debian_12_on_the_same_mirror(
 
 def test_ubuntu_takes_the_arm_system_and_qemu_from_debian_12(world: World, tmp_path: Path) -> None:
     world.own = NOBLE
-    assert make(tmp_path, "aarch64") == []
+    assert make(tmp_path, "aarch64", mirror="http://far/debian") == []
     assert world.made == ["qemu 8.2.2", "qemu 7.2.22", "aarch64 3.11.2-1+b1"]
-    assert all(f"URIs: {debian.MIRROR}\n" in entry for entry in world.entries)
+    assert all("URIs: http://far/debian\n" in entry for entry in world.entries)
+
+
+def test_ubuntu_is_asked_for_a_mirror_of_debian(world: World, tmp_path: Path) -> None:
+    world.own = NOBLE
+    with pytest.raises(UnreachableError, match="no packages for arm64") as failure:
+        make(tmp_path, "aarch64")
+    assert "--debian-mirror URL" in (failure.value.hint or "")
+    assert not world.entries
 
 
 def test_the_keys_of_the_machine_come_first(
@@ -193,7 +202,7 @@ def test_the_version_that_would_be_fetched(tools: Path, tmp_path: Path) -> None:
 
 
 def test_an_archive_without_the_architecture_is_asked_once(tools: Path, tmp_path: Path) -> None:
-    said = "Err:7 http://archive.ubuntu.com/ubuntu noble/main arm64 Packages\n  404  Not Found\n"
+    said = "Err:7 http://near/ubuntu noble/main arm64 Packages\n  404  Not Found\n"
     said += "E: Some index files failed to download. They have been ignored, or old ones used instead."
     script(tools, "apt-get", f"echo x >> {tmp_path}/asked; echo {json.dumps(said)} >&2; exit 100")
     apt.Apt(tmp_path / "apt", "arm64").update()

@@ -14,9 +14,6 @@ from edgeopt.runners.emulator import apt
 
 RELEASE = "bookworm"
 NAME = "Debian 12"
-MIRROR = "http://deb.debian.org/debian"
-"""Where it lies for machines whose sources name no mirror of Debian."""
-
 PYTHON = "3.11"
 """Its Python's version."""
 
@@ -24,23 +21,24 @@ KEYRING = "debian-archive-keyring"
 KEYRINGS = Path("/usr/share/keyrings")
 
 
-def second(own: apt.Apt, architecture: str, beside: Path) -> apt.Apt:
+def second(own: apt.Apt, architecture: str, beside: Path, named: str | None = None) -> apt.Apt:
     """Debian 12 for one architecture, with its lists fetched.
 
     Args:
-        own: The machine's own sources, which name the mirror, and have the keys where the machine has not.
+        own: The machine's own sources, which have the keys where the machine has not.
         architecture: In Debian's terms.
         beside: A folder; its own folders go there.
+        named: The address of a mirror of Debian; that of the machine's own sources by default.
 
     Raises:
-        Missing: There are no keys of Debian.
+        Missing: There are no keys of Debian, or no mirror is known.
         UnreachableError: The mirror cannot be reached, or cannot be trusted.
     """
     folder = beside / f"{RELEASE}-{architecture}"
     folder.mkdir(parents=True, exist_ok=True)
     entry = {
         "Types": "deb",
-        "URIs": mirror(own),
+        "URIs": named or mirror(own),
         "Suites": f"{RELEASE} {RELEASE}-updates",
         "Components": "main",
         "Architectures": architecture,
@@ -54,12 +52,16 @@ def second(own: apt.Apt, architecture: str, beside: Path) -> apt.Apt:
 
 
 def mirror(own: apt.Apt) -> str:
-    """The mirror of Debian that the machine's own sources name, else the usual one."""
+    """The mirror of Debian that the machine's own sources name.
+
+    Raises:
+        Missing: They name none, as on Ubuntu.
+    """
     for line in own.indexes("$(ORIGIN)|$(LABEL)|$(REPO_URI)"):
         origin, label, address = line.split("|", 2)
         if (origin, label) == ("Debian", "Debian"):
             return address
-    return MIRROR
+    raise apt.Missing("the machine's sources name no mirror of Debian; --debian-mirror URL does")
 
 
 def keyring(own: apt.Apt, beside: Path) -> Path:

@@ -22,7 +22,12 @@ NEEDED = 700 << 20
 
 
 def setup(
-    place: Place, *, armv7: bool = False, sources: Path | None = None, watch: Watch = QUIET
+    place: Place,
+    *,
+    armv7: bool = False,
+    sources: Path | None = None,
+    mirror: str | None = None,
+    watch: Watch = QUIET,
 ) -> list[str]:
     """Fetches what is not there yet.
 
@@ -30,6 +35,7 @@ def setup(
         place: Where to.
         armv7: The 32-bit system and tflite-runtime too.
         sources: A file of apt sources that have ARM packages, where the machine's own have none.
+        mirror: The address of a mirror of Debian, where the machine's own sources name none.
         watch: Shows progress.
 
     Returns:
@@ -42,7 +48,7 @@ def setup(
     archs: list[Arch] = ["aarch64", "armv7"] if armv7 else ["aarch64"]
     notes: list[str] = []
     with locked(place):
-        steps = _steps(place, archs, sources, notes)
+        steps = _steps(place, archs, sources, mirror, notes)
         for name, work in watch.progress(steps, "emulator", len(steps)):
             watch.step(name)
             work()
@@ -52,7 +58,7 @@ def setup(
 
 
 def _steps(
-    place: Place, archs: list[Arch], sources: Path | None, notes: list[str]
+    place: Place, archs: list[Arch], sources: Path | None, mirror: str | None, notes: list[str]
 ) -> list[tuple[str, Callable[[], None]]]:
     """What is to be done, in order."""
     found: list[tuple[str, Callable[[], None]]] = []
@@ -65,7 +71,7 @@ def _steps(
             raise UnreachableError(f"the emulator does not run on {platform.machine()}")
         _check_room(place)
         wanted = list(dict.fromkeys([machine, *(system.DEBIAN[arch] for arch in archs)]))
-        source = Sources(place, wanted, sources)
+        source = Sources(place, wanted, sources, mirror)
         if missing or not shutil.which(qemu.BINARIES["aarch64"]):
             found.append(("read the lists of packages", source.update))
         if wants_qemu:

@@ -16,14 +16,17 @@ class Sources:
         place: The emulator's folder; downloads go there until it is whole.
         architectures: Debian's names, this machine's own first.
         further: A file of sources beside the machine's own.
+        mirror: The address of a mirror of Debian, where the machine's own sources name none.
 
     Raises:
         UnreachableError: There is no apt here.
         UserError: The file of sources is not there.
     """
 
-    def __init__(self, place: Place, architectures: list[str], further: Path | None) -> None:
-        self._place = place
+    def __init__(
+        self, place: Place, architectures: list[str], further: Path | None, mirror: str | None = None
+    ) -> None:
+        self._place, self._mirror = place, mirror
         self._downloads = place.folder / "downloads"
         self._machine = architectures[0]
         self._own = {name: apt.Apt(self._downloads / name, name, further) for name in architectures}
@@ -55,7 +58,7 @@ class Sources:
         return []
 
     def _second(self, architecture: str) -> apt.Apt:
-        return debian.second(self._own[self._machine], architecture, self._downloads)
+        return debian.second(self._own[self._machine], architecture, self._downloads, self._mirror)
 
     def _qemu_of(self, source: apt.Apt) -> list[Path] | None:
         """Downloads QEMU; ``None`` where the sources have none."""
@@ -79,6 +82,6 @@ class Sources:
             raise UnreachableError(
                 f"apt's sources have no packages for {name}",
                 where=str(missing),
-                hint=f"{SETUP} --sources FILE, naming sources that have them (Ubuntu keeps ARM on a mirror "
-                "of its own, ports), or --bundle FILE, made on another machine",
+                hint=f"{SETUP} --debian-mirror URL, or --sources FILE, naming sources that have them (Ubuntu "
+                "keeps ARM on a mirror of its own, ports), or --bundle FILE, made on another machine",
             ) from None
