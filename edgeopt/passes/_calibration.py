@@ -117,6 +117,14 @@ def worth(model: ir.Model, params: Parameters, calls: Calls) -> float:
         return fidelity.compare(reference.run, executor.run, calls).balanced
 
 
+def int8_worth(
+    model: ir.Model, rules: QuantizationRules, keep: set[str], calls: Iterable[Feeds], judging: Calls
+) -> float:
+    """Returns the fidelity in dB of static int8, with ranges from ``calls``, to the model in float."""
+    placement, observers = calibrate(model, rules, calls, keep)
+    return worth(model, scales(model, placement, observers, "mse"), judging)
+
+
 def calibrate(
     model: ir.Model,
     rules: QuantizationRules,

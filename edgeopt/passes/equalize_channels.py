@@ -28,7 +28,7 @@ from edgeopt.graph.change import Change, NoMatch, Rewrite, Skipped
 from edgeopt.graph.names import name_nodes, original_names
 from edgeopt.graph.observers import channel_maxima
 from edgeopt.graph.placement import is_constant
-from edgeopt.passes._calibration import WORTH, Calls, calibrate, scales, worth
+from edgeopt.passes._calibration import WORTH, Calls, int8_worth
 from edgeopt.passes._rules import kept, quantization_rules
 from edgeopt.passes.base import Context, Facet, Keeps, Pass, Stage
 from edgeopt.platform import QuantizationRules
@@ -167,8 +167,7 @@ def _trial(
     """Returns the fidelity of the int8 model with some constants replaced."""
     candidate = model.clone()
     set_arrays(candidate, arrays)
-    placement, observers = calibrate(candidate, rules, calls, keep)
-    return worth(candidate, scales(candidate, placement, observers, "mse"), judging)
+    return int8_worth(candidate, rules, keep, calls, judging)
 
 
 def _between(node: ir.Node) -> str:

@@ -1,9 +1,10 @@
 """Choose a quantization scheme for the platform and the data, and see it through.
 
-With calibration data the scheme is static int8. Before it the ranges of channels are made alike, which is
-exact; after it weights and biases are solved for, layer by layer in closed form, which costs two runs over
-the data, or trained where more effort is asked for; last the layers that int8 hurts most return to float
-where even that was not enough. Every step keeps only what gains on the validation samples.
+With calibration data the scheme is static int8. Before it the ranges of channels are made alike, and what
+they always have is absorbed into biases, which is exact; after it weights and biases are solved for, layer by
+layer in closed form, which costs two runs over the data, or trained where more effort is asked for; last the
+layers that int8 hurts most return to float where even that was not enough. Every step keeps only what gains
+on the validation samples.
 
 Steps that recover accuracy come cheapest first, and end when three in a row gained less than 0.1 dB or when
 the plan's processor time is spent; what was left out stands in the ledger.
@@ -27,6 +28,7 @@ from edgeopt.graph.quantization import FIRST_OPSET
 from edgeopt.graph.thresholds import PERCENTILE
 from edgeopt.passes._calibration import WORTH
 from edgeopt.passes._rules import kept
+from edgeopt.passes.absorb_biases import AbsorbBiases
 from edgeopt.passes.base import Context, Entry, Facet, Keeps, Pass, Plan, Stage
 from edgeopt.passes.bias_correction import BiasCorrection
 from edgeopt.passes.dynamic_int8 import DynamicInt8
@@ -77,7 +79,7 @@ class Quantize(Plan):
         throughout: Quantize everything that flows between products, as integer-only hardware needs
             (``int8``; ``residual-int16`` with 16 bits for a transformer's residual sums).
         activation_bits: 8, or 16 for activations of static int8.
-        equalize: Equalize the ranges of channels before static int8.
+        equalize: Equalize the ranges of channels and absorb biases before static int8.
         fidelity: Below this many dB on the validation samples layers return to float; 0 never does, and
             ``throughout`` never does either.
         effort: ``default`` solves for the weights in closed form, ``more`` trains them as well, which
@@ -138,7 +140,9 @@ class Quantize(Plan):
         spent = 0 < self.cpu_seconds <= sum(entry.cpu_seconds for entry in ledger)
         if isinstance(last, SmoothActivations) and not spent:
             return EqualizeChannels(self.keep_float)
-        if isinstance(last, (SmoothActivations, EqualizeChannels)):
+        if isinstance(last, EqualizeChannels) and not spent:
+            return AbsorbBiases(self.keep_float)
+        if isinstance(last, (SmoothActivations, EqualizeChannels, AbsorbBiases)):
             return self._first(model, context)
         following = self._recovery(context, ledger)
         if following is None or not spent:
@@ -166,7 +170,8 @@ class Quantize(Plan):
 
     def _ended(self, context: Context, ledger: Sequence[Entry]) -> EndPlan:
         """What stands in the ledger where the processor time is spent."""
-        names = ["equalize-channels"] if self.equalize and not _has(ledger, EqualizeChannels) else []
+        exact = (EqualizeChannels, AbsorbBiases) if self.equalize else ()
+        names = [kind.name for kind in exact if not _has(ledger, kind)]
         assumed = list(ledger)
         while (following := self._recovery(context, assumed)) is not None:
             names.append(following.name)

@@ -63,6 +63,7 @@ def test_a_convolutional_network_is_quantized_throughout() -> None:
     assert [entry.step.name for entry in ledger] == [
         "smooth-activations",
         "equalize-channels",
+        "absorb-biases",
         "static-int8",
         "gptq",
         "restore-float",
@@ -278,10 +279,10 @@ def test_the_same_samples_give_the_same_quantization() -> None:
 def test_the_plan_names_the_steps_that_the_effort_allows(monkeypatch: pytest.MonkeyPatch) -> None:
     model, samples = residual_net(), rows((3, 8, 8))
     _, ledger = quantize(model.clone(), samples, effort="minimal")
-    assert [entry.step.name for entry in ledger][2:] == ["static-int8", "restore-float"]
+    assert [entry.step.name for entry in ledger][3:] == ["static-int8", "restore-float"]
     monkeypatch.setattr("edgeopt.passes.quantize.find_spec", lambda name: None)
     _, ledger = quantize(model.clone(), samples, effort="more")
-    assert [entry.step.name for entry in ledger][2:] == ["static-int8", "gptq", "restore-float"]
+    assert [entry.step.name for entry in ledger][3:] == ["static-int8", "gptq", "restore-float"]
 
 
 def following(ledger: list[Entry], samples: Rows, **options: object) -> Pass | None:
@@ -301,7 +302,8 @@ def test_no_step_begins_once_the_processor_time_is_spent() -> None:
     model, samples = residual_net(), rows((3, 8, 8))
     smoothed = taken("smooth-activations", model, 200.0)
     quantized = taken("static-int8", model, 50.0, fidelity={"mse": 20.0})
-    early = following([smoothed, taken("equalize-channels", model, 30.0), quantized], samples)
+    prepared = [smoothed, taken("equalize-channels", model, 30.0), taken("absorb-biases", model)]
+    early = following([*prepared, quantized], samples)
     assert isinstance(early, Pass) and early.name == "end-plan"
     change = early.apply(model, Context())
     assert change.details["left_out"] == ["gptq", "bias-correction", "restore-float"]
@@ -323,7 +325,13 @@ def test_the_model_is_quantized_even_where_preparing_it_took_all_the_time() -> N
     assert scheme is not None and scheme.name == "static-int8"
     end = following([smoothed, taken("static-int8", model, fidelity={"mse": 20.0})], samples)
     assert end is not None
-    assert end.options()["left_out"] == ("equalize-channels", "gptq", "bias-correction", "restore-float")
+    assert end.options()["left_out"] == (
+        "equalize-channels",
+        "absorb-biases",
+        "gptq",
+        "bias-correction",
+        "restore-float",
+    )
 
 
 def test_a_negative_time_is_refused() -> None:
