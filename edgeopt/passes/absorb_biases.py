@@ -125,8 +125,8 @@ def _find(node: ir.Node) -> Pair | NoMatch:
     if len(node.inputs) < 3 or node.inputs[2] is None:
         return NoMatch("it has no bias")
     for second in pair.seconds:
-        if reason := _pads(second):
-            return NoMatch(reason)
+        if _pads(second):
+            return NoMatch("what reads it pads with zeros")
         before = second.inputs[0]
         assert before is not None
         rectified = False
@@ -136,15 +136,14 @@ def _find(node: ir.Node) -> Pair | NoMatch:
             rectified |= maker.op_type in ("Relu", "LeakyRelu")
             before = maker.inputs[0]
         if not rectified:
-            return NoMatch(f"no ReLU lies between it and {second.name!r}")
+            return NoMatch("no ReLU lies between it and what reads it")
     return pair
 
 
-def _pads(node: ir.Node) -> str:
+def _pads(node: ir.Node) -> bool:
     pads = node.attributes["pads"].as_ints() if "pads" in node.attributes else ()
     automatic = node.attributes["auto_pad"].as_string() if "auto_pad" in node.attributes else "NOTSET"
-    fixed = automatic in ("NOTSET", "VALID")
-    return f"{node.name!r} pads with zeros" if any(pads) or not fixed else ""
+    return any(pads) or automatic not in ("NOTSET", "VALID")
 
 
 def _constant(model: ir.Model, pairs: list[Pair], calls: Calls) -> dict[ir.Node, np.ndarray]:
