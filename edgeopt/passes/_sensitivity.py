@@ -9,9 +9,11 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeopt import fidelity
+from edgeopt.errors import ModelError
 from edgeopt.graph.cost import cost
 from edgeopt.graph.execute import Executor
 from edgeopt.graph.names import original_names
+from edgeopt.graph.observers import activation_bytes
 from edgeopt.graph.quantization import QuantParams, Site, with_rounded_constants, write
 from edgeopt.passes.base import Divisible, Samples
 
@@ -28,6 +30,9 @@ MACS = 1e10
 
 BYTES = 2e9
 """Bytes of weights that it may load into sessions, one for each layer."""
+
+HELD = 2**29
+"""Bytes of activations of so many samples as signals are taken from, at least one."""
 
 
 def layers(model: ir.Model, params: Quantization) -> list[str]:
@@ -124,16 +129,30 @@ class Trial:
 
     def affordable(self) -> int:
         """Over how many samples layers are ranked where nothing depends on it; 0 where it takes long."""
-        counted, number = cost(self.plain), len(layers(self.plain, self.params))
+        try:
+            counted = cost(self.plain, self._shapes())
+        except ModelError:  # shapes that the declared ones do not allow: nobody knows what it would cost
+            return 0
+        number = len(layers(self.plain, self.params))
         if not number or number > MOST_LAYERS or counted.parameter_bytes * number > BYTES:
             return 0
         return int(min(RANKED_BY, MACS // max(counted.macs * number, 1)))
 
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of the first call: what the model leaves open, as the size of images, is the data's."""
+        first = next(self.calls(1), None) or {}
+        inputs = {value.name for value in self.plain.graph.inputs}
+        return {name: array.shape for name, array in first.items() if name in inputs}
+
     def signals(self) -> dict[str, float]:
         """Returns per layer the signal-to-noise ratio in dB at its output in the whole quantized model.
 
-        One run of both models over a few samples tells it; what came in as noise counts too.
+        One run of both models over a few samples tells it, fewer of large activations, which are held;
+        what came in as noise counts too.
         """
+        first = next(self.calls(1), None)
+        size = 0 if first is None else activation_bytes(self.plain, first)
+        count = int(np.clip(HELD // max(size, 1), 1, RANKED_BY))
         wanted = set(layers(self.plain, self.params))
         taps = {
             node.name or "": next(output.name for output in node.outputs if output.name)
@@ -145,7 +164,7 @@ class Trial:
             seen = fidelity.compare(
                 lambda feeds: one.run(feeds, names),
                 lambda feeds: two.run(feeds, names),
-                self.calls(RANKED_BY),
+                self.calls(count),
             ).per_output
         return {layer: seen[value] for layer, value in taps.items()}
 

@@ -384,3 +384,13 @@ def test_a_recurrent_layer_may_give_out_its_last_state_alone() -> None:
     model = ir.from_proto(ir.to_proto(net.model(net.add("MatMul", flat, net.weight(8, 4)))))
     params = {Site(gates.name or ""): [QuantParams(ir.DataType.INT8, np.float32(0.02), None)]}
     assert Trial(model, params, rows((5, 6))).signals()["gru"] > 10
+
+
+def test_what_a_ranking_costs_goes_by_the_size_of_the_images() -> None:
+    net = Net(["n", 3, "height", "width"])
+    model = net.model(net.conv(net.add("Relu", net.conv(net.x, 3, 64)), 64, 3))
+    weights = [name for name, value in model.graph.initializers.items() if len(value.shape or ()) == 4]
+    params = {Site(name): [QuantParams(ir.DataType.INT8, np.float32(0.02), None)] for name in weights}
+    assert Trial(model, params, rows((3, 8, 8))).affordable() == 4
+    large = Rows([{"x": np.broadcast_to(np.float32(0), (1, 3, 2048, 2048))}])
+    assert Trial(model, params, large).affordable() == 0
