@@ -1,10 +1,9 @@
 """Training one block of a quantized model against the same block in float.
 
-Weights move in units of their own quantization step and biases in units of the output's, so one learning
-rate serves all layers; scales of activations move by factors. Rounding passes gradients straight through
-(AdaQuant: Hubara et al., Accurate Post Training Quantization With Small Calibration Sets, ICML 2021;
-scales: Esser et al., Learned Step Size Quantization, ICLR 2020). The block reads what the quantized
-layers before it make, so it learns to make up for their errors too.
+Weights are learned as ``_learned_weights`` says. Biases move in units of the output's quantization step, so
+one rate serves all layers; scales of activations move by factors, with gradients straight through the rounding
+(Esser et al., Learned Step Size Quantization, ICLR 2020). The block reads what the quantized layers before
+it make, so it learns to make up for their errors too.
 """
 
 from __future__ import annotations
@@ -21,20 +20,10 @@ from edgeopt.graph.autograd.operators import Tensor, require_torch
 from edgeopt.graph.placement import is_constant
 from edgeopt.graph.quantization import integer_range
 from edgeopt.passes._blocks import Block
+from edgeopt.passes._learned_weights import Chosen, Learned, Moved, Weight
 
 Values = Mapping[str, Tensor]
 """Values of one call, by name."""
-
-
-@dataclass(frozen=True, slots=True)
-class Weight:
-    """A constant that is quantized: its name and that of its step, and where the step's axis is."""
-
-    name: str
-    scale: str
-    axis: int | None
-    low: int
-    high: int
 
 
 @dataclass(slots=True)
@@ -142,12 +131,15 @@ class Schedule:
         weights: The rate of weights, in quantization steps.
         biases: The rate of biases, in quantization steps of the output.
         scales: The rate of scales, relative.
+        chosen: Choose which way each weight is rounded, instead of moving weights; ``weights`` then means
+            nothing.
     """
 
     iterations: int
     weights: float = 0.003
     biases: float = 0.05
     scales: float = 0.005
+    chosen: bool = False
 
 
 def train(
@@ -172,21 +164,32 @@ def train(
         The new arrays of initializers, by name; weights lie on their grids.
     """
     torch = require_torch()
-    segment = Segment(model, block.inputs, block.outputs, trainable.names)
-    start = {name: _constant(model, name, segment.device) for name in trainable.names}
-    steps = {weight.name: _step(model, weight, segment.device) for weight in trainable.weights}
+    device = Segment(model, block.inputs, block.outputs, trainable.names).device
+    start = {name: _constant(model, name, device) for name in trainable.names}
+    steps = {weight.name: _step(model, weight, device) for weight in trainable.weights}
+    weights: Learned = (
+        Chosen(model.graph, trainable.weights, start, steps)
+        if schedule.chosen
+        else Moved(trainable.weights, start, steps, schedule.weights)
+    )
+    others = [*trainable.biases, *(name for group in trainable.scales for name in group)]
+    segment = Segment(
+        model,
+        [*block.inputs, *weights.cuts],
+        block.outputs,
+        [*weights.parameters, *others],
+        device=str(device),
+    )
     power = {
         name: sum(float(outputs[name].square().mean()) for _, outputs in batches) / len(batches)
         for name in block.outputs
     }
     unit = max(np.sqrt(max(power.values(), default=1.0)) / 64, 1e-8)
-    moves = {weight.name: torch.zeros_like(start[weight.name]) for weight in trainable.weights}
     shifts = {name: torch.zeros_like(start[name]) for name in trainable.biases}
-    factors = {group: torch.zeros((), device=segment.device) for group in trainable.scales}
+    factors = {group: torch.zeros((), device=device) for group in trainable.scales}
 
     def parameters() -> dict[str, Tensor]:
-        current = {name: start[name] + steps[name] * move for name, move in moves.items()}
-        current.update({name: start[name] + unit * shift for name, shift in shifts.items()})
+        current = {name: start[name] + unit * shift for name, shift in shifts.items()}
         for group, factor in factors.items():
             current.update(dict.fromkeys(group, start[group[0]] * torch.exp(factor)))
         return current
@@ -194,7 +197,7 @@ def train(
     groups: list[dict[str, Any]] = [
         {"params": list(tensors), "lr": rate, "rate": rate}
         for tensors, rate in (
-            (moves.values(), schedule.weights),
+            (weights.tensors, weights.rate),
             (shifts.values(), schedule.biases),
             (factors.values(), schedule.scales),
         )
@@ -209,19 +212,15 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = group["rate"] * 0.5 * (1 + np.cos(np.pi * progress))
         inputs, wanted = batches[int(order[iteration])]
-        got = segment(inputs, parameters())
-        loss = sum(
+        got = segment(inputs, {**weights.values(), **parameters()})
+        loss = weights.penalty(progress) + sum(
             (got[name] - target).square().mean() / max(power[name], 1e-12) for name, target in wanted.items()
         )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
     with torch.no_grad():
-        final = parameters()
-        for weight in trainable.weights:
-            step = steps[weight.name]
-            grid = torch.round(final[weight.name] / step).clamp(weight.low, weight.high)
-            final[weight.name] = grid * step
+        final = {**weights.final(), **parameters()}
     return {name: to_numpy(tensor).astype(np.float32) for name, tensor in final.items()}
 
 

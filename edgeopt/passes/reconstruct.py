@@ -73,6 +73,9 @@ class Reconstruct(Pass):
         scales: The learning rate of activations' scales, relative; 0 leaves them.
         layers: Products in a block at least, if a plain chain gives fewer.
         start: ``gptq`` to train from what that pass makes, empty to train from rounded weights.
+        rounding: ``straight-through`` to move weights over their grid (AdaQuant), ``adaptive`` to choose for
+            each which way it is rounded (AdaRound), which needs weights that are not on their grid yet, so
+            no ``start``.
     """
 
     name: ClassVar[str] = "reconstruct"
@@ -88,10 +91,18 @@ class Reconstruct(Pass):
     scales: float = 0.005
     layers: int = 1
     start: Literal["", "gptq"] = ""
+    rounding: Literal["straight-through", "adaptive"] = "straight-through"
 
     def __post_init__(self) -> None:
+        if self.start and self.rounding == "adaptive":
+            raise UserError("reconstruct cannot choose how to round weights that gptq has rounded already")
         if self.seconds <= 0 or self.iterations < 1 or self.batch < 1 or self.samples < 1 or not self.rates:
             raise UserError("reconstruct needs time, iterations, samples and a rate, all above zero")
+
+    @property
+    def _tried(self) -> tuple[float, ...]:
+        """The rates that are tried; choices have one of their own."""
+        return self.rates if self.rounding == "straight-through" else (0.0,)
 
     @property
     def reads(self) -> frozenset[Facet]:
@@ -136,7 +147,10 @@ class Reconstruct(Pass):
                 trainable = find_trainable(model.graph, block, taken, groups)
                 site = _site(block)
                 if trainable.weights and context.allow(self.name, site):
-                    schedules = [Schedule(count, rate, self.biases, self.scales) for rate in self.rates]
+                    schedules = [
+                        Schedule(count, rate, self.biases, self.scales, self.rounding == "adaptive")
+                        for rate in self._tried
+                    ]
                     batches = trial.batches(block)
                     old = {name: _array(model, name) for name in trainable.names}
                     trained = [
@@ -252,7 +266,7 @@ def _iterations(
     whole = max(sum(seconds), 1e-9)
     each = int(
         np.clip(
-            options.seconds / (whole * len(options.rates)),
+            options.seconds / (whole * len(options._tried)),
             LEAST_ITERATIONS,
             min(options.iterations, MOST_ITERATIONS),
         )

@@ -131,6 +131,34 @@ def test_weights_lie_on_their_grids_and_zero_points_stay(torch: Any) -> None:
     assert moved
 
 
+def test_adaptive_rounding_keeps_each_weight_at_a_neighbour_on_its_grid_and_gains(torch: Any) -> None:
+    original = residual_network()
+    facets = Facets(calibration=rows(48), validation=rows(16, 1), teacher=original)
+    model = quantized(original.clone(), facets)
+    before = signal(original, model, rows(32, 2))
+    choosing = Reconstruct(iterations=150, rounding="adaptive", biases=0, scales=0)
+    change = choosing.apply(model, Context(facets))
+    assert signal(original, model, rows(32, 2)) > before + 1
+    assert change.rewrites
+    other = 0
+    for site, chain in read(model).items():
+        if site.value in model.graph.initializers:
+            old = original.graph.initializers[site.value].const_value.numpy()
+            new = model.graph.initializers[site.value].const_value.numpy()
+            if np.array_equal(old, new):
+                continue  # a block that did not gain
+            step = spread(chain[0], new.shape)[0]
+            np.testing.assert_allclose(new / step, np.round(new / step), atol=1e-3)
+            assert np.all(np.abs(new - old) <= step * 1.001)
+            other += np.count_nonzero(np.round(new / step) != np.round(old / step))
+    assert other > 20
+
+
+def test_weights_that_are_rounded_already_leave_nothing_to_choose() -> None:
+    with pytest.raises(UserError, match="rounded already"):
+        Reconstruct(start="gptq", rounding="adaptive")
+
+
 def test_the_result_is_the_same_each_time(torch: Any) -> None:
     original = residual_network()
     facets = Facets(calibration=rows(16), validation=rows(8, 1), teacher=original)

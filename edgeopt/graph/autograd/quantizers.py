@@ -63,9 +63,13 @@ def soft_round(x: Tensor, scale: Tensor, zero: Tensor, low: int, high: int, logi
     Adaptive Rounding for Post-Training Quantization, ICML 2020). Give the result to ``run`` as the value
     behind the weight's DequantizeLinear.
     """
-    height = torch.clamp(1.2 * torch.sigmoid(logits) - 0.1, 0, 1)
-    integers = torch.clamp(torch.floor(x / scale) + height + zero, low, high)
+    integers = torch.clamp(torch.floor(x / scale) + rounding_share(logits) + zero, low, high)
     return (integers - zero) * scale
+
+
+def rounding_share(logits: Tensor) -> Tensor:
+    """Returns h of ``soft_round``: how far each number is rounded up, 0 to 1."""
+    return torch.clamp(1.2 * torch.sigmoid(logits) - 0.1, 0, 1)
 
 
 def rounding_logits(x: Tensor, scale: Tensor) -> Tensor:
