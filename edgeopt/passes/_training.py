@@ -1,8 +1,8 @@
 """Training one block of a quantized model against the same block in float.
 
 Weights are learned as ``_learned_weights`` says. Biases move in units of the output's quantization step, so
-one rate serves all layers; scales of activations move by factors, with gradients straight through the rounding
-(Esser et al., Learned Step Size Quantization, ICLR 2020). The block reads what the quantized layers before
+one rate serves all layers; scales of activations move by factors, with gradients straight through their
+rounding (Esser et al., Learned Step Size Quantization, ICLR 2020). The block reads what the quantized layers before
 it make, so it learns to make up for their errors too.
 """
 
