@@ -2,8 +2,8 @@
 
 Weights are learned as ``_learned_weights`` says. Biases move in units of the output's quantization step, so
 one rate serves all layers; scales of activations move by factors, with gradients straight through their
-rounding (Esser et al., Learned Step Size Quantization, ICLR 2020). The block reads what the quantized layers before
-it make, so it learns to make up for their errors too.
+rounding (Esser et al., Learned Step Size Quantization, ICLR 2020). The block reads what the quantized
+layers before it make, so it learns to make up for their errors too.
 """
 
 from __future__ import annotations
