@@ -1,6 +1,6 @@
 """Networks with random but live weights, exported by both of torch's exporters.
 
-    python benchmarks/architectures.py FOLDER [--only NAME ...]
+    python -m benchmarks.architectures FOLDER [--only NAME ...]
 
 The architectures are torchvision's, at small input sizes and without their widest layers, and a few
 written here in plain torch: transformers with masks, rotary embeddings and key-value caches, recurrent

@@ -1,8 +1,8 @@
 """What the fusions into large operators gain on the host, beside the primitives that exporters write.
 
-    python benchmarks/fusions.py blocks [--rounds N]     each fusion on the primitives alone
-    python benchmarks/fusions.py models MODEL.onnx...    whole models without and with all of them
-    python benchmarks/fusions.py others                  operators that were tried and dropped
+    python -m benchmarks.fusions blocks [--rounds N]     each fusion on the primitives alone
+    python -m benchmarks.fusions models MODEL.onnx...    whole models without and with all of them
+    python -m benchmarks.fusions others                  operators that were tried and dropped
 
 Every pair runs in turn in onnxruntime at its default optimization level, which fuses by itself what it
 knows, with one thread; medians of calls in microseconds, and the ratio (below 1: the fusion is faster). The

@@ -1,7 +1,7 @@
 """How far the predicted peak memory is from what a process really takes, on the host.
 
-    python benchmarks/memory.py MODEL.onnx...
-    python benchmarks/memory.py order [BRANCHES]     what the pass memory-order saves under LiteRT
+    python -m benchmarks.memory MODEL.onnx...
+    python -m benchmarks.memory order [BRANCHES]     what the pass memory-order saves under LiteRT
 
 Each model runs once in a process of its own, with one thread; its largest resident set stands beside
 the prediction (the runtime empty, plus the model's bytes, plus the peak of its activations). For ``order``

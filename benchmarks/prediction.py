@@ -4,8 +4,8 @@ Two tables are needed; they are not part of this repository: ``ncnn_arm_runs.csv
 ncnn's community published for boards and phones, and ``ncnn_models.csv``, the arithmetic of each of its
 benchmark models by class of kernel. Their folder is given as the argument or by EDGEOPT_FACTS.
 
-    python benchmarks/prediction.py FOLDER          error of the shipped table
-    python benchmarks/prediction.py FOLDER --fit    fit the table anew, with each SoC held out in turn
+    python -m benchmarks.prediction FOLDER          error of the shipped table
+    python -m benchmarks.prediction FOLDER --fit    fit the table anew, with each SoC held out in turn
 
 The error is that of the shipped formula and table (``edgeopt/predict``), with the bandwidths that
 tinymembench copies at where somebody published them, and two fifths of the bus's peak elsewhere.

@@ -1,6 +1,6 @@
 """One simplification tool in a process of its own, for ``beside_onnxsim.py``.
 
-    python benchmarks/simplifier.py TOOL
+    python -m benchmarks.simplifier TOOL
 
 It imports the tool and nothing else, says how many CPU seconds that took, and then simplifies, each in a
 fork: a line ``["in.onnx", "out.onnx"]`` on stdin is answered by a line with CPU seconds and the peak of the
