@@ -15,7 +15,7 @@ import argparse
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,14 +23,13 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from benchmarks.zoo.compiling import make_job
 from benchmarks.zoo.models import ENTRIES
 from edgeopt import golden
 from edgeopt.compilation import Corridor
-from edgeopt.data import DataSpec
 from edgeopt.errors import EdgeoptError
 from edgeopt.graph.change import Change
 from edgeopt.graph.execute import Executor
-from edgeopt.job import Job, PartSource
 from edgeopt.platform import Platform, load_platform
 from edgeopt.steps import Store
 from edgeopt.targets.tensorrt import Tensorrt
@@ -78,18 +77,10 @@ def compare(
 
 def rows(name: str, platform: Platform) -> Iterator[str]:
     """Compiles one model and yields a line of the table for each of its parts."""
-    entry, target = ENTRIES[name], Observed()
+    target = Observed()
     start = time.process_time()
-    spec: DataSpec | None = entry.spec()
     with tempfile.TemporaryDirectory() as folder:
-        job = Job(
-            name=name,
-            parts={part: PartSource(path) for part, path in entry.files().items()},
-            platform=platform,
-            target=target,
-            output=Path(folder) / "out",
-            data=spec,
-        )
+        job = replace(make_job(name, Path(folder) / "out"), platform=platform, target=target)
         corridor = Corridor(job, Store(Path(folder) / "store"), QUIET)
         try:
             corridor.load()

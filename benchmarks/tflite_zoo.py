@@ -25,7 +25,7 @@ import argparse
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -33,12 +33,12 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from benchmarks.zoo.compiling import make_job
 from benchmarks.zoo.models import ENTRIES, Entry
 from edgeopt.compilation import Corridor
 from edgeopt.data import DataSamples, open_data
 from edgeopt.graph.change import Change
 from edgeopt.graph.execute import Executor
-from edgeopt.job import Job, PartSource
 from edgeopt.passes import Context, Facets, make
 from edgeopt.platform import Platform, load_platform
 from edgeopt.session import Session, signature
@@ -150,16 +150,9 @@ class Observed(Tflite):
 
 def compiled(name: str, platform: Platform) -> ir.Model:
     """A model as ``edgeopt compile`` quantizes it with its own data, not yet in integers."""
-    entry, target = ENTRIES[name], Observed(shape=SHAPES.get(name, ()))
     with tempfile.TemporaryDirectory() as folder:
-        job = Job(
-            name=name,
-            parts={part: PartSource(path) for part, path in entry.files().items()},
-            platform=platform,
-            target=target,
-            output=Path(folder) / "out",
-            data=entry.spec(),
-        )
+        target = Observed(shape=SHAPES.get(name, ()))
+        job = replace(make_job(name, Path(folder) / "out"), platform=platform, target=target)
         corridor = Corridor(job, Store(Path(folder) / "store"), QUIET)
         corridor.load()
         corridor.open_data()
