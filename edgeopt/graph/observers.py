@@ -44,6 +44,12 @@ BYTES_PER_RUN = 2**28
 CHANNEL_ENTRIES = 64
 """Samples whose channels are looked at one by one."""
 
+WHOLE = 0.02
+"""So far from a whole number what float32 arithmetic makes of pixels may lie."""
+
+PIXELS = 128
+"""Whole numbers that span fewer steps are no pixels but flags or counts."""
+
 MOMENTUM = 0.1
 """What a call weighs in the moving average of extremes."""
 
@@ -63,6 +69,7 @@ class Observer:
             width], over the first 64 entries.
         channel_entries: Over how many entries.
         marks: How many infinities, NaN and numbers beyond 1e30 were left out.
+        whole: Whether all numbers were whole, as pixels are.
         counts: The histogram: numbers in bins of ``width``, the first of which begins at ``first * width``.
         first: The bin of the smallest number, counted from zero; negative below it.
         width: A power of two, or 0 while all numbers were the same.
@@ -77,6 +84,7 @@ class Observer:
     channels: tuple[np.ndarray, np.ndarray] | None = None
     channel_entries: int = 0
     marks: int = 0
+    whole: bool = True
     counts: np.ndarray = field(default_factory=lambda: np.zeros(BINS))
     first: int = 0
     width: float = 0.0
@@ -99,6 +107,8 @@ class Observer:
         before = self.average or (low, high)
         self.average = (before[0] + MOMENTUM * (low - before[0]), before[1] + MOMENTUM * (high - before[1]))
         self._rank(array, max(-low, high))
+        if self.whole:
+            self.whole = _are_whole(flat[:CHUNK]) and _are_whole(flat[CHUNK:])
         if array.ndim == 4 and self.channel_entries < CHANNEL_ENTRIES:
             self._see_channels(array)
         if self.histogram:
@@ -182,6 +192,15 @@ class Observer:
         last = math.floor(self.high / self.width)
         return Histogram(self.counts[: last - self.first + 1], self.first * self.width, self.width)
 
+    def pixels(self, dtype: ir.DataType) -> tuple[float, float] | None:
+        """The range in which every whole number has a level, where pixels were seen that it holds."""
+        low, high = min(self.low, 0.0), max(self.high, 0.0)
+        first, last = integer_range(dtype)
+        if not self.whole or not PIXELS <= high - low < last - first + 0.5 or last - first > 255:
+            return None
+        spare = (last - first - round(high - low)) // 2 if low < 0 else 0  # darker ones may come as well
+        return float(round(low) - spare), float(round(low) - spare + last - first)
+
     def range(
         self,
         method: Method,
@@ -214,6 +233,10 @@ class Observer:
         if method == "entropy":
             return thresholds.entropy(seen, low, high, levels, symmetric)
         return thresholds.least_damage(seen, low, high, levels, symmetric, behind)
+
+
+def _are_whole(numbers: np.ndarray) -> bool:
+    return bool(np.abs(numbers - np.rint(numbers)).max(initial=0.0) < WHOLE)
 
 
 def parameters(low: float, high: float, dtype: ir.DataType, symmetric: bool = False) -> QuantParams:

@@ -230,7 +230,8 @@ def _activation(
     if rule.scale is not None:
         zero = np.asarray(rule.zero_point, dtype.numpy()) if rule.zero_point else None
         return QuantParams(dtype, np.asarray(rule.scale, np.float32), zero)
-    low, high = observer.range(method, dtype, rule.symmetric, behind, percentile)
+    pixels = None if rule.symmetric else observer.pixels(dtype)
+    low, high = pixels or observer.range(method, dtype, rule.symmetric, behind, percentile)
     return parameters(low, high, dtype, rule.symmetric)
 
 

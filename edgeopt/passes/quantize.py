@@ -38,6 +38,7 @@ from edgeopt.passes.float16 import Float16
 from edgeopt.passes.gptq import Gptq
 from edgeopt.passes.reconstruct import Reconstruct
 from edgeopt.passes.restore_float import RestoreFloat
+from edgeopt.passes.restore_pixels import RestorePixels
 from edgeopt.passes.smooth_activations import SmoothActivations
 from edgeopt.passes.static_int8 import Choice, Regime, StaticInt8
 from edgeopt.passes.weight_only import WeightOnly
@@ -139,10 +140,12 @@ class Quantize(Plan):
         last = ledger[-1].step
         spent = 0 < self.cpu_seconds <= sum(entry.cpu_seconds for entry in ledger)
         if isinstance(last, SmoothActivations) and not spent:
+            return RestorePixels(self.keep_float)
+        if isinstance(last, RestorePixels) and not spent:
             return EqualizeChannels(self.keep_float)
         if isinstance(last, EqualizeChannels) and not spent:
             return AbsorbBiases(self.keep_float)
-        if isinstance(last, (SmoothActivations, EqualizeChannels, AbsorbBiases)):
+        if isinstance(last, (SmoothActivations, RestorePixels, EqualizeChannels, AbsorbBiases)):
             return self._first(model, context)
         following = self._recovery(context, ledger)
         if following is None or not spent:
@@ -170,7 +173,7 @@ class Quantize(Plan):
 
     def _ended(self, context: Context, ledger: Sequence[Entry]) -> EndPlan:
         """What stands in the ledger where the processor time is spent."""
-        exact = (EqualizeChannels, AbsorbBiases) if self.equalize else ()
+        exact = (RestorePixels, EqualizeChannels, AbsorbBiases) if self.equalize else ()
         names = [kind.name for kind in exact if not _has(ledger, kind)]
         assumed = list(ledger)
         while (following := self._recovery(context, assumed)) is not None:

@@ -62,6 +62,7 @@ def test_a_convolutional_network_is_quantized_throughout() -> None:
     quantized, ledger = quantize(model, samples)
     assert [entry.step.name for entry in ledger] == [
         "smooth-activations",
+        "restore-pixels",
         "equalize-channels",
         "absorb-biases",
         "static-int8",
@@ -302,7 +303,8 @@ def test_no_step_begins_once_the_processor_time_is_spent() -> None:
     model, samples = residual_net(), rows((3, 8, 8))
     smoothed = taken("smooth-activations", model, 200.0)
     quantized = taken("static-int8", model, 50.0, fidelity={"mse": 20.0})
-    prepared = [smoothed, taken("equalize-channels", model, 30.0), taken("absorb-biases", model)]
+    exact = [taken(name, model) for name in ("restore-pixels", "absorb-biases")]
+    prepared = [smoothed, taken("equalize-channels", model, 30.0), *exact]
     early = following([*prepared, quantized], samples)
     assert isinstance(early, Pass) and early.name == "end-plan"
     change = early.apply(model, Context())
@@ -326,6 +328,7 @@ def test_the_model_is_quantized_even_where_preparing_it_took_all_the_time() -> N
     end = following([smoothed, taken("static-int8", model, fidelity={"mse": 20.0})], samples)
     assert end is not None
     assert end.options()["left_out"] == (
+        "restore-pixels",
         "equalize-channels",
         "absorb-biases",
         "gptq",
