@@ -280,10 +280,10 @@ def test_the_same_samples_give_the_same_quantization() -> None:
 def test_the_plan_names_the_steps_that_the_effort_allows(monkeypatch: pytest.MonkeyPatch) -> None:
     model, samples = residual_net(), rows((3, 8, 8))
     _, ledger = quantize(model.clone(), samples, effort="minimal")
-    assert [entry.step.name for entry in ledger][3:] == ["static-int8", "restore-float"]
+    assert [entry.step.name for entry in ledger][4:] == ["static-int8", "restore-float"]
     monkeypatch.setattr("edgeopt.passes.quantize.find_spec", lambda name: None)
     _, ledger = quantize(model.clone(), samples, effort="more")
-    assert [entry.step.name for entry in ledger][3:] == ["static-int8", "gptq", "restore-float"]
+    assert [entry.step.name for entry in ledger][4:] == ["static-int8", "gptq", "restore-float"]
 
 
 def following(ledger: list[Entry], samples: Rows, **options: object) -> Pass | None:
