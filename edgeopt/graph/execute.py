@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import onnxruntime
 
@@ -25,6 +26,9 @@ Feeds = Mapping[str, np.ndarray]
 
 IN_MEMORY = 2**30
 """Models above this many bytes of initializers go to onnxruntime by way of a file."""
+
+LENT = 2**12
+"""Constants from this many bytes on are lent to onnxruntime where they lie, not copied into the model."""
 
 
 class Executor(Closing):
@@ -56,6 +60,7 @@ class Executor(Closing):
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         tapped = with_outputs(model, taps) if taps else model
         self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._lent: list[onnxruntime.OrtValue] = []  # they must outlive the session
         size = _bytes_in_memory(tapped)
         if size > IN_MEMORY:  # weights packed for the kernels are copies; as they are they stay in their file
             options.add_session_config_entry("session.disable_prepacking", "1")
@@ -68,9 +73,10 @@ class Executor(Closing):
                     os.fspath(path), options, providers=["CPUExecutionProvider"]
                 )
             else:
-                proto = ir.to_proto(tapped).SerializeToString()
+                proto, constants = _parted(tapped)
+                self._lent = lend(proto, constants, options)
                 self._session = onnxruntime.InferenceSession(
-                    proto, options, providers=["CPUExecutionProvider"]
+                    proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
                 )
         except Exception as failure:  # onnxruntime raises a class of its own per status code
             self.close()
@@ -125,10 +131,56 @@ def with_outputs(model: ir.Model, names: Sequence[str]) -> ir.Model:
     return clone
 
 
+def lend(
+    proto: onnx.ModelProto, constants: Mapping[str, np.ndarray], options: onnxruntime.SessionOptions
+) -> list[onnxruntime.OrtValue]:
+    """Makes arrays initializers of a model that onnxruntime will read where they lie.
+
+    Serialized with the model they would be copied several times.
+
+    Args:
+        proto: The model, which gets initializers without numbers.
+        constants: Arrays by the names under which nodes read them.
+        options: Of the session that will be opened with it.
+
+    Returns:
+        What holds the arrays; whoever owns the session keeps it as long.
+    """
+    held = []
+    for name, array in constants.items():
+        tensor = proto.graph.initializer.add(
+            name=name,
+            data_type=onnx.helper.np_dtype_to_tensor_dtype(array.dtype),
+            dims=array.shape,
+            data_location=onnx.TensorProto.EXTERNAL,
+        )
+        tensor.external_data.add(key="location", value="lent")
+        held.append(onnxruntime.OrtValue.ortvalue_from_numpy(array))
+    options.add_external_initializers(list(constants), held)
+    return held
+
+
 def first_line(failure: BaseException) -> str:
     """The first line of an error's text, for a message of one sentence."""
     lines = str(failure).strip().splitlines()
     return lines[0] if lines else type(failure).__name__
+
+
+def _parted(model: ir.Model) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
+    """Returns a model without its large constants, and these."""
+    named = {value.name for value in (*model.graph.inputs, *model.graph.outputs)}
+    constants = {
+        name: np.require(value.const_value.numpy(), requirements=["C", "ALIGNED"])
+        for name, value in model.graph.initializers.items()
+        if value.const_value is not None
+        and value.const_value.nbytes >= LENT
+        and value.const_value.dtype in (ir.DataType.FLOAT, ir.DataType.INT8, ir.DataType.UINT8)
+        and name not in named
+    }
+    skeleton = model.clone()
+    for name in constants:
+        del skeleton.graph.initializers[name]
+    return ir.to_proto(skeleton), constants
 
 
 def _bytes_in_memory(model: ir.Model) -> int:

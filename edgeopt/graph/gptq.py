@@ -36,7 +36,10 @@ DAMPING = 0.01
 SEARCHED = 2**21
 """Elements of a weight whose scales are searched at a time."""
 
-LAZY = 128
+INVERTED = 64
+"""Triangular matrices up to this size are inverted as any others."""
+
+LAZY = 32
 """Rows whose errors are handed on together to all later rows."""
 
 
@@ -312,8 +315,23 @@ def _factor(hessian: np.ndarray, damping: float) -> np.ndarray:
     mean = np.where(mean > 0, mean, 1.0)
     damped = hessian + (damping * mean)[:, None, None] * np.eye(size)
     damped[:, np.arange(size), np.arange(size)] += np.where(diagonal <= 0, mean[:, None], 0.0)
-    lower: np.ndarray = np.linalg.cholesky(np.linalg.inv(damped))
-    return lower.transpose(0, 2, 1)
+    # with the order reversed, H = R R^T for an upper triangular R, and then U = R^-1
+    reversed_lower = np.linalg.cholesky(damped[:, ::-1, ::-1])
+    return _inverse(reversed_lower[:, ::-1, ::-1])
+
+
+def _inverse(upper: np.ndarray) -> np.ndarray:
+    """The inverse of upper triangular matrices [groups, K, K], by halves: most of it is one product."""
+    size = upper.shape[1]
+    if size <= INVERTED:
+        found: np.ndarray = np.triu(np.linalg.inv(upper))
+        return found
+    half = size // 2
+    first, last = _inverse(upper[:, :half, :half]), _inverse(upper[:, half:, half:])
+    result = np.zeros_like(upper)
+    result[:, :half, :half], result[:, half:, half:] = first, last
+    result[:, :half, half:] = -(first @ upper[:, :half, half:] @ last)
+    return result
 
 
 def search_scales(

@@ -11,7 +11,7 @@ import onnxruntime
 
 from edgeopt.errors import RuntimeFailure
 from edgeopt.graph.building import embedded, tensor_of
-from edgeopt.graph.execute import first_line
+from edgeopt.graph.execute import first_line, lend
 from edgeopt.graph.traversal import graphs_of, read_by
 
 __all__ = ["evaluate", "feeds_of", "graphs_of", "is_plain", "open_session", "ordered", "part", "read_by"]
@@ -80,8 +80,15 @@ def feeds_of(fed: Mapping[str, ir.TensorProtocol]) -> dict[str, np.ndarray]:
     return {name: np.require(tensor.numpy(), requirements=["C", "ALIGNED"]) for name, tensor in fed.items()}
 
 
-def open_session(proto: onnx.ModelProto) -> onnxruntime.InferenceSession:
+def open_session(
+    proto: onnx.ModelProto, constants: Mapping[str, np.ndarray] | None = None
+) -> onnxruntime.InferenceSession:
     """Opens a part in onnxruntime's reference mode, with as little preparation as possible.
+
+    Args:
+        proto: The part.
+        constants: Further initializers, which are read where they lie: the caller keeps them as long as
+            the session.
 
     Raises:
         Exception: What onnxruntime raises; it has a class per status code, without a base of their own.
@@ -91,6 +98,7 @@ def open_session(proto: onnx.ModelProto) -> onnxruntime.InferenceSession:
     options.log_severity_level = 4
     options.enable_cpu_mem_arena = options.enable_mem_pattern = False
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    lend(proto, constants or {}, options)
     return onnxruntime.InferenceSession(
         proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )

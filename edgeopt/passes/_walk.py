@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 import onnxruntime
 
@@ -67,10 +66,10 @@ class Lane:
         made = {output.name or "": output for node in inside for output in node.outputs}
         values = [made[name] for name in dict.fromkeys(wanted) if name in made]
         try:
-            session = self._session(values, inside) if values else None
+            session, _lent = self._session(values, inside) if values else (None, {})
         except Exception as failure:  # onnxruntime raises a class of its own per status code
             raise RuntimeFailure(f"onnxruntime cannot load a part: {first_line(failure)}") from failure
-        inputs = [] if session is None else [item.name for item in session.get_inputs()]
+        inputs: list[str] = [] if session is None else [item.name for item in session.get_inputs()]
         for call in self.calls:
             found = {name: call[name] for name in wanted if name not in made}
             if session is not None:
@@ -82,14 +81,16 @@ class Lane:
                 found.update(zip((value.name or "" for value in values), results, strict=True))
             yield found
 
-    def _session(self, values: list[ir.Value], inside: list[ir.Node]) -> onnxruntime.InferenceSession:
+    def _session(
+        self, values: list[ir.Value], inside: list[ir.Node]
+    ) -> tuple[onnxruntime.InferenceSession, Values]:
+        """Opens what computes some values; returns with it the constants that it reads where they lie."""
         proto, fed = part(values, [*inside, *self.constants], self.model)
         inputs = [item for item in proto.graph.input if item.name not in fed]
         del proto.graph.input[:]
         proto.graph.input.extend(inputs)
-        for name, array in feeds_of(fed).items():
-            proto.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
-        return open_session(proto)
+        constants = feeds_of(fed)
+        return open_session(proto, constants), constants
 
     def mark(self) -> tuple[list[Values], set[str]]:
         """The place reached, for ``back_to``."""
@@ -99,21 +100,32 @@ class Lane:
         """Returns to a place reached before."""
         self.calls, self.left = [dict(call) for call in mark[0]], set(mark[1])
 
+    def needed(self, without: Sequence[str] = ()) -> set[str]:
+        """Names of what the nodes that have not been run read, less some of them, and of the outputs."""
+        found = {value.name or "" for value in self.model.graph.outputs}
+        for name in self.left.difference(without):
+            found.update(value.name or "" for value in read_by(self.nodes[name]))
+        return found
+
     def advance(self, nodes: Sequence[str]) -> None:
         """Runs nodes and keeps what the others need."""
+        for _ in self.follow(nodes, ()):
+            pass
+
+    def follow(self, nodes: Sequence[str], wanted: Sequence[str]) -> Iterator[Values]:
+        """Runs nodes and keeps what the others need, as ``advance``; yields values wanted, call by call."""
         self.left -= set(nodes)
-        needed = {value.name or "" for value in self.model.graph.outputs}
-        for name in self.left:
-            needed.update(value.name or "" for value in read_by(self.nodes[name]))
+        needed = self.needed()
         inside = {
             value.name or "" for name in nodes if name in self.nodes for value in self.nodes[name].outputs
         }
-        wanted = sorted(inside & needed)
-        for index, found in enumerate(self.run(nodes, wanted)):
+        kept = sorted(inside & needed)
+        for index, found in enumerate(self.run(nodes, [*wanted, *kept])):
             call = self.calls[index]
-            call.update(found)
+            call.update((name, found[name]) for name in kept)
             for name in [name for name in call if name not in needed]:
                 del call[name]
+            yield {name: found[name] for name in wanted if name in found}
 
 
 def segments(model: ir.Model) -> list[list[str]]:

@@ -28,7 +28,7 @@ from edgeopt.graph.observers import activation_bytes
 from edgeopt.graph.quantization import integer_range, read
 from edgeopt.passes._calibration import WORTH, Calls
 from edgeopt.passes._forms import Forms
-from edgeopt.passes._judge import Judge, estranged
+from edgeopt.passes._judge import Course, Judge, estranged
 from edgeopt.passes._least_squares import (
     Moments,
     best_weights,
@@ -111,12 +111,12 @@ class Gptq(Pass):
         original = state.plain if context.teacher is None else context.teacher
         feeds = list(calls)
         judging, few = _judging(state.plain, data, context.validation, feeds)
-        judge = None if not few else Judge.of(original, few)
+        judge = Judge.of(original, few) if few else None
         if judge is not None and (reason := estranged(judge.decibels(state.plain))):
             return Change(summary=f"left as it is: {reason}")
         lanes = (lane(state.plain, feeds), lane(state.simulated, feeds))
         try:
-            change = self._solved(state, lanes, judge, context)
+            change, judged = self._solved(state, lanes, judge, context)
         except RuntimeFailure as failure:
             note = (
                 f"weights are rounded to the nearest, since {failure.message[0].lower()}{failure.message[1:]}"
@@ -125,28 +125,29 @@ class Gptq(Pass):
         count = len(change.rewrites)
         change.summary = f"{units.number(count, 'layer')} solved" if count else "no layer gains by it"
         change.details |= {"layers": count, "samples": sum(_samples(call) for call in feeds)}
-        if "fidelity_after" in change.details:
-            before, after = change.details["fidelity"], change.details["fidelity_after"]
-            change.summary += f", {before:.1f} -> {after:.1f} dB" if count else ""
-        if count:
-            solved = model.clone()
-            state.write(solved)
-            if judging:
-                wide = Judge.of(original, judging)
-                before, after = wide.decibels(model), wide.decibels(solved)
-                change.details |= {"overall": round(before, 2), "overall_after": round(after, 2)}
-                if after < before + WORTH:
-                    reason = f"{before:.1f} dB became {after:.1f} on more validation samples"
-                    return Change(f"left as it is: {reason}", skipped=change.skipped, details=change.details)
-            state.write(model)
+        if judged:
+            change.details |= {"fidelity": round(judged[0], 2), "fidelity_after": round(judged[1], 2)}
+            change.summary += f", {judged[0]:.1f} -> {judged[1]:.1f} dB" if count else ""
+        if not count:
+            return change
+        if judging:
+            before, after = judged if judged and judging == few else _overall(state, original, model, judging)
+            change.details |= {"overall": round(before, 2), "overall_after": round(after, 2)}
+            if after < before + WORTH:
+                reason = f"{before:.1f} dB became {after:.1f} on more validation samples"
+                return Change(f"left as it is: {reason}", skipped=change.skipped, details=change.details)
+        state.write(model)
         return change
 
     def _solved(
         self, state: Forms, lanes: tuple[Lane, Lane], judge: Judge | None, context: Context
-    ) -> Change:
+    ) -> tuple[Change, tuple[float, float] | None]:
         """Goes through both models and solves product after product.
 
         The layers are parted into stretches; each is kept where the whole model gains by it.
+
+        Returns:
+            What was kept, and the fidelity in dB before and after, where it was judged.
         """
         generator = np.random.default_rng(context.seed)
         parts = segments(state.simulated)
@@ -155,23 +156,25 @@ class Gptq(Pass):
         change = Change()
         found: list[Rewrite] = []
         start, marks = 0, (state.mark(), lanes[1].mark())
-        best = 0.0 if judge is None else judge.decibels(state.simulated)
-        change.details = {} if judge is None else {"fidelity": round(best, 2)}
+        course = None if judge is None else Course.of(judge, state.simulated)
+        before = best = 0.0 if course is None else course.decibels()
         for index, nodes in enumerate(context.progress(parts, "gptq", len(parts))):
-            for name in nodes:
-                product = state.products.get(name)
-                if product is None or not context.allow(self.name, name):
+            products = [name for name in nodes if name in state.products]
+            followed = False
+            for name in products:
+                if not context.allow(self.name, name):
                     continue
-                if _solve(state, product, lanes, nodes, self.damping, generator):
+                followed = name == products[-1]  # nothing in this part asks the float model again
+                if _solve(state, state.products[name], lanes, nodes, followed, self.damping, generator):
                     names = original_names(lanes[1].nodes[name]) or (name,)
                     found.append(Rewrite(self.name, names[0], names))
                 else:
                     change.skipped.append(Skipped(self.name, name, "no channel gains by it"))
-            for one in lanes:
+            for one in lanes[1:] if followed else lanes:
                 one.advance(nodes)
             if not found or (len(found) < size and index + 1 < len(parts)):
                 continue
-            after = best + 1 if judge is None else judge.decibels(state.simulated)
+            after = best + 1 if course is None else course.decibels()
             if after > best:
                 best = after
                 change.rewrites += found
@@ -182,10 +185,20 @@ class Gptq(Pass):
                 lanes[1].back_to(marks[1])
                 for again in parts[start : index + 1]:
                     lanes[1].advance(again)
+            if course is not None:
+                course.settle([name for part in parts[start : index + 1] for name in part])
             found, start, marks = [], index + 1, (state.mark(), lanes[1].mark())
-        if judge is not None:
-            change.details["fidelity_after"] = round(best, 2)
-        return change
+        return change, None if course is None else (before, best)
+
+
+def _overall(
+    state: Forms, original: ir.Model, model: ir.Model, calls: Iterable[dict[str, np.ndarray]]
+) -> tuple[float, float]:
+    """Returns the fidelity in dB to the original before and after solving, on further calls."""
+    solved = model.clone()
+    state.write(solved)
+    judge = Judge.of(original, calls)
+    return judge.decibels(model), judge.decibels(solved)
 
 
 def _samples(call: Mapping[str, np.ndarray]) -> int:
@@ -254,10 +267,15 @@ def _solve(
     product: Product,
     lanes: tuple[Lane, Lane],
     nodes: Sequence[str],
+    follow: bool,
     damping: float,
     generator: np.random.Generator,
 ) -> bool:
-    """Solves one product; returns whether some channel gains."""
+    """Solves one product, for which the float model goes through the nodes if told to ``follow``.
+
+    Returns:
+        Whether some channel gains.
+    """
     plain, simulated = lanes
     weight = state.float_weight(product.weight)
     matrix = product.matrix(weight)
@@ -279,7 +297,8 @@ def _solve(
     bias = None
     if product.bias is not None and product.operator != "MatMul":
         bias = state.float_weight(product.bias).reshape(groups, 1, outputs).astype(np.float32)
-    both = zip(plain.run(nodes, wanted), simulated.run(nodes, given), strict=True)
+    exactly = plain.follow(nodes, wanted) if follow else plain.run(nodes, wanted)
+    both = zip(exactly, simulated.run(nodes, given), strict=True)
     for index, (exact, made) in enumerate(both):
         array = exact[output]
         at = product.positions(array, each, generator)
@@ -332,13 +351,13 @@ def _choose(
         options.append((plain, old_steps, shift_of(plain)))
     best = best_weights(matrix, stable, cross)
     least = _least_steps(state, product, matrix.shape, free)
-    for target in (matrix, matrix + 0.5 * (best - matrix), best):
-        steps = channel_steps(target, stable, least, low, high) if per_channel else old_steps
-        grid = round_columns(target, steps, stable, low, high)
-        options.append((grid, steps, shift_of(grid)))
+    targets = [matrix, matrix + 0.5 * (best - matrix), best]
+    steps = [channel_steps(one, stable, least, low, high) if per_channel else old_steps for one in targets]
+    together = round_columns(np.concatenate(targets, 1), np.concatenate(steps, 1), stable, low, high)
+    for grid, step in zip(np.split(together, len(targets), 1), steps, strict=True):
+        options.append((grid, step, shift_of(grid)))
     left = np.stack([residual(item[0] - matrix, item[2], judge) for item in options])
-    together = np.full(matrix.shape[:2], left.sum((1, 2)).argmin())
-    index = left.argmin(0) if per_channel else together
+    index = left.argmin(0) if per_channel else np.full(matrix.shape[:2], left.sum((1, 2)).argmin())
     if not index.any():
         return False
 
@@ -349,13 +368,13 @@ def _choose(
         return taken
 
     grid = pick([item[0] for item in options])
-    steps = pick([item[1] for item in options])
+    chosen = pick([item[1] for item in options])
     shift = pick([item[2] for item in options])
     bias = None
     if product.bias is not None:
         old = state.float_weight(product.bias)
         bias = old + shift.reshape(old.shape)
-    state.set(product, product.unmatrix(grid, weight.shape), steps, bias)
+    state.set(product, product.unmatrix(grid, weight.shape), chosen, bias)
     return True
 
 
