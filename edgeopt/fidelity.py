@@ -117,6 +117,12 @@ class Fidelity:
         return min((decibels(*pair) for pair in found if pair[0] > 0), default=self.figure)
 
     @property
+    def noise(self) -> dict[str, float]:
+        """The energy of the error over that of the signal, for each output that counts and has energy."""
+        found = {name: self._total(name) for name in self.counted}
+        return {name: noise / signal for name, (signal, noise) in found.items() if signal > 0}
+
+    @property
     def per_output(self) -> dict[str, float]:
         """The fidelity of each output in dB."""
         return {name: decibels(*self._total(name)) for name in self._energies}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from edgeopt.graph.change import Change
 
@@ -65,6 +65,24 @@ def _print_layers(details: Mapping[str, Any], pattern: str, every: bool) -> None
         click.echo(f"    {' '.join(figures)}  {name}")
     if len(found) > len(shown):
         click.echo(f"      and {len(found) - len(shown)} more (--all)")
+    groups = [
+        (layers, decibels)
+        for layers, decibels in details.get("groups", ())
+        if any(fnmatchcase(name, pattern) for name in layers)
+    ]
+    if groups:
+        click.echo("  and with a group of layers alone quantized (a residual branch, a block, neighbours)")
+    for layers, decibels in groups if every else groups[:WORST]:
+        click.echo(f"    {decibels:7.1f}          {_group_name(layers)}")
+    if len(groups) > WORST and not every:
+        click.echo(f"      and {len(groups) - WORST} more (--all)")
+
+
+def _group_name(layers: Sequence[str]) -> str:
+    """A group on one line."""
+    return (
+        " + ".join(layers) if len(layers) <= FEW else f"{layers[0]} ... {layers[-1]} ({len(layers)} layers)"
+    )
 
 
 def _of_artifact(folder: Path) -> list[tuple[str, Change]]:

@@ -243,6 +243,11 @@ class _Walker:
 
     def _infer(self, node: ir.Node, inputs: list[Tensor | None]) -> list[Tensor]:
         unknown = [Tensor() for _ in node.outputs]
+        given = inputs[0] if inputs else None
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear") and node.domain == "" and given is not None:
+            dtype = node.outputs[0].dtype
+            if dtype is not None and given.shape is not None:  # half of a quantized graph's nodes
+                return [Tensor(dtype, given.shape)]
         version = node.version or self.versions.get(node.domain, 1)
         try:
             schema = onnx.defs.get_schema(node.op_type, version, node.domain)

@@ -1,23 +1,32 @@
-"""What quantization costs layer by layer: each alone, and where the noise stands in the whole model."""
+"""What quantization costs layer by layer: each alone, in groups, and where noise stands in the whole model.
+
+Groups are layers that return to float together better than alone: neighbours, between which a conversion and
+perhaps noise of its own fall away, and the layers of a block between two bottlenecks (a residual branch, an
+attention block).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 import onnx_ir as ir
 
 from edgeopt import fidelity
 from edgeopt.errors import ModelError
+from edgeopt.fidelity import Fidelity
 from edgeopt.graph.cost import cost
 from edgeopt.graph.execute import Executor
 from edgeopt.graph.names import original_names
 from edgeopt.graph.observers import activation_bytes
-from edgeopt.graph.quantization import QuantParams, Site, with_rounded_constants, write
-from edgeopt.passes.base import Divisible, Samples
-
-Quantization = Mapping[Site, list[QuantParams]]
+from edgeopt.graph.quantization import with_rounded_constants, write
+from edgeopt.passes._alone import alone, quantized
+from edgeopt.passes._blocks import find_blocks
+from edgeopt.passes._calibration import Calls
+from edgeopt.passes._islands import Islands, Quantization
+from edgeopt.passes.base import Samples
 
 RANKED_BY = 4
 """Samples by which layers are ranked."""
@@ -28,79 +37,36 @@ MOST_LAYERS = 200
 MACS = 1e10
 """Multiply-accumulates that a ranking may cost where nothing depends on it: a second or two."""
 
-BYTES = 2e9
-"""Bytes of weights that it may load into sessions, one for each layer."""
-
 HELD = 2**29
 """Bytes of activations of so many samples as signals are taken from, at least one."""
 
+Group = tuple[str, ...]
+"""Layers by name, in the graph's order."""
 
-def layers(model: ir.Model, params: Quantization) -> list[str]:
-    """Lists the nodes with a quantized constant or activation, by name, in the graph's order."""
-    constants = {where.value for where in params} & set(model.graph.initializers)
-    return [
-        node.name or ""
-        for node in model.graph
-        if any(value is not None and value.name in constants for value in node.inputs)
-    ]
-
-
-def without(model: ir.Model, params: Quantization, nodes: Sequence[str]) -> dict[Site, list[QuantParams]]:
-    """Returns the parameters that are left when some nodes compute in float.
-
-    A node loses the quantization of what it reads, and of what it makes unless another quantized layer
-    reads that.
-
-    Args:
-        model: The model without quantization.
-        params: Its quantization.
-        nodes: The names of the nodes.
-    """
-    gone = set(nodes)
-    quantized = set(layers(model, params)) - gone
-    values = {value.name or "": value for value in (*model.graph.inputs, *model.graph.initializers.values())}
-    values.update((output.name or "", output) for node in model.graph for output in node.outputs)
-    left: dict[Site, list[QuantParams]] = {}
-    for where, chain in params.items():
-        value = values[where.value]
-        readers = where.readers
-        if readers is None:
-            everyone = [(use.node.name or "", use.idx) for use in value.uses()]
-            everyone += [("", index) for index, item in enumerate(model.graph.outputs) if item is value]
-            readers = tuple(everyone)
-        kept = tuple(sorted(reader for reader in readers if reader[0] not in gone))
-        if len(kept) == len(readers):
-            made_by = _layer_before(value)
-            if made_by in gone and not any(reader[0] in quantized for reader in kept):
-                continue
-            left[where] = chain
-        elif kept and (value.is_initializer() or any(reader[0] in quantized for reader in kept)):
-            left[Site(where.value, kept)] = chain
-    return left
-
-
-def _layer_before(value: ir.Value) -> str:
-    """Returns the name of the node that makes a value, past an activation."""
-    node = value.producer()
-    if node is not None and node.op_type in ("Relu", "Clip", "LeakyRelu") and node.inputs[0] is not None:
-        node = node.inputs[0].producer()
-    return "" if node is None else node.name or ""
+Watch = Callable[[Iterable[int], str, int], Iterable[int]]
+"""Shows progress."""
 
 
 class Trial:
-    """Measures what subsets of a model's quantization cost."""
+    """Measures what subsets of a model's quantization cost.
+
+    Args:
+        plain: The model without quantization; its nodes have unique names.
+        params: Its quantization.
+        samples: The samples to measure on.
+        teacher: What the whole model is compared with; by default itself without quantization.
+    """
 
     def __init__(
         self, plain: ir.Model, params: Quantization, samples: Samples, teacher: ir.Model | None = None
     ) -> None:
-        self.plain, self.params = plain, params
-        self.samples = samples
-        self.reference = Executor(teacher or plain, optimize=True)
-
-    def calls(self, count: int) -> Iterator[dict[str, np.ndarray]]:
-        """The first samples, one a call."""
-        samples = self.samples.limited(count) if isinstance(self.samples, Divisible) else self.samples
-        return islice(samples.feeds(), count)
+        self.plain, self.params, self.samples = plain, params, samples
+        self.teacher = teacher or plain
+        self.islands = Islands(plain, params)
+        everything = self.islands.layers
+        half = MOST_LAYERS // 2
+        self.layers = everything if len(everything) <= MOST_LAYERS else everything[:half] + everything[-half:]
+        self._held: dict[int, tuple[list[dict[str, np.ndarray]], list[dict[str, np.ndarray]]]] = {}
 
     def quantized(self, params: Quantization) -> ir.Model:
         """The model with some of its quantization."""
@@ -108,39 +74,76 @@ class Trial:
         write(model, params)
         return model
 
-    def fidelity(self, params: Quantization, count: int) -> float:
-        """The least faithful output in dB with some of the quantization, over so many samples."""
-        with Executor(with_rounded_constants(self.quantized(params))) as executor:
-            return fidelity.compare(self.reference.run, executor.run, self.calls(count)).weakest
+    def measured(self, params: Quantization, count: int) -> Fidelity:
+        """Compares the model with some of its quantization with the original, over so many samples."""
+        if count not in self._held:
+            calls = list(Calls.fitting(self.plain, self.samples, count).for_trials(self.plain, count))
+            with Executor(self.teacher, optimize=True) as reference:
+                self._held[count] = calls, [reference.run(call) for call in calls]
+        found = Fidelity()
+        with Executor(quantized(self.plain, params)) as executor:
+            for call, wanted in zip(*self._held[count], strict=True):
+                found.add(wanted, executor.run(call))
+        return found
 
     def ranked(
-        self, count: int = RANKED_BY, watch: Callable[[list[str], str, int], Iterable[str]] | None = None
-    ) -> dict[str, float]:
-        """Returns the layers, the most sensitive first, with the fidelity in dB of each alone in int8."""
-        everything = layers(self.plain, self.params)
-        names = everything
-        if len(names) > MOST_LAYERS:
-            names = names[: MOST_LAYERS // 2] + names[-MOST_LAYERS // 2 :]
-        found = {}
-        for name in watch(names, "sensitivity of layers", len(names)) if watch else names:
-            others = [layer for layer in everything if layer != name]
-            found[name] = self.fidelity(without(self.plain, self.params, others), count)
-        return dict(sorted(found.items(), key=lambda item: item[1]))
+        self, groups: Sequence[Group] = (), count: int = RANKED_BY, watch: Watch | None = None
+    ) -> tuple[dict[Group, Fidelity], dict[Group, Fidelity]]:
+        """Returns layers and groups, the most sensitive first, with what each alone in integers leaves."""
+        subsets: list[Group] = [*((layer,) for layer in self.layers), *groups]
+        calls = list(Calls(self.samples, RANKED_BY, count))
+        found = alone(self.plain, [self.islands.of(subset) for subset in subsets], calls, watch)
+        order = sorted(zip(subsets, found, strict=True), key=lambda item: item[1].weakest)
+        return (
+            {subset: one for subset, one in order if len(subset) == 1},
+            {subset: one for subset, one in order if len(subset) > 1},
+        )
+
+    @cached_property
+    def branches(self) -> list[Group]:
+        """The layers of each block that has several."""
+        known = set(self.layers)
+        inside = [
+            tuple(node.name or "" for node in block.nodes if node.name in known)
+            for block in find_blocks(self.plain.graph)
+        ]
+        return [group for group in inside if len(group) > 1]
+
+    @cached_property
+    def neighbours(self) -> list[Group]:
+        """Pairs of layers in order where one reads, past operators between, what the other makes."""
+        known = set(self.layers)
+        behind: dict[ir.Value, str] = {}
+        pairs: set[tuple[str, str]] = set()
+        for node in self.plain.graph:
+            name = node.name or ""
+            makers = [behind[value] for value in node.inputs if value is not None and value in behind]
+            if name in known:
+                pairs.update((maker, name) for maker in makers)
+                behind.update(dict.fromkeys(node.outputs, name))
+            elif makers:
+                behind.update(dict.fromkeys(node.outputs, max(makers, key=self.layers.index)))
+        return [pair for pair in pairwise(self.layers) if pair in pairs]
+
+    def apart(self, pair: Group) -> bool:
+        """Whether all that goes with two layers goes with one of them or the other."""
+        gone = self.islands.gone
+        return gone(pair) == gone(pair[:1]) | gone(pair[1:])
 
     def affordable(self) -> int:
         """Over how many samples layers are ranked where nothing depends on it; 0 where it takes long."""
         try:
-            counted = cost(self.plain, self._shapes())
+            macs = cost(self.plain, self._shapes()).macs
         except ModelError:  # shapes that the declared ones do not allow: nobody knows what it would cost
             return 0
-        number = len(layers(self.plain, self.params))
-        if not number or number > MOST_LAYERS or counted.parameter_bytes * number > BYTES:
+        number = len(self.islands.layers)
+        if not number or number > MOST_LAYERS:
             return 0
-        return int(min(RANKED_BY, MACS // max(counted.macs * number, 1)))
+        return int(min(RANKED_BY, MACS // max(macs * number, 1)))
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         """The shapes of the first call: what the model leaves open, as the size of images, is the data's."""
-        first = next(self.calls(1), None) or {}
+        first = next(self.samples.feeds(), {})
         inputs = {value.name for value in self.plain.graph.inputs}
         return {name: array.shape for name, array in first.items() if name in inputs}
 
@@ -150,23 +153,36 @@ class Trial:
         One run of both models over a few samples tells it, fewer of large activations, which are held;
         what came in as noise counts too.
         """
-        first = next(self.calls(1), None)
+        first = next(self.samples.feeds(), None)
         size = 0 if first is None else activation_bytes(self.plain, first)
         count = int(np.clip(HELD // max(size, 1), 1, RANKED_BY))
-        wanted = set(layers(self.plain, self.params))
+        wanted = set(self.islands.layers)
         taps = {
             node.name or "": next(output.name for output in node.outputs if output.name)
             for node in self.plain.graph
             if node.name in wanted  # a recurrent layer may give out its last state alone
         }
-        names, quantized = list(taps.values()), with_rounded_constants(self.quantized(self.params))
-        with Executor(self.plain, names, optimize=True) as one, Executor(quantized, names) as two:
+        names, whole = list(taps.values()), with_rounded_constants(self.quantized(self.params))
+        with Executor(self.plain, names, optimize=True) as one, Executor(whole, names) as two:
             seen = fidelity.compare(
                 lambda feeds: one.run(feeds, names),
                 lambda feeds: two.run(feeds, names),
-                self.calls(count),
+                Calls(self.samples, 1, count),
             ).per_output
         return {layer: seen[value] for layer, value in taps.items()}
+
+
+def told(
+    found: tuple[dict[Group, Fidelity], dict[Group, Fidelity]], names: dict[str, str]
+) -> dict[str, object]:
+    """What a report says of a ranking: layers and groups by the user's names, with dB."""
+    layers, groups = found
+    return {
+        "ranking": [(names[layer], round(one.weakest, 2)) for (layer,), one in layers.items()],
+        "groups": [
+            ([names[layer] for layer in group], round(one.weakest, 2)) for group, one in groups.items()
+        ],
+    }
 
 
 def shown(node: ir.Node) -> str:

@@ -28,7 +28,7 @@ from edgeopt.graph.thresholds import PERCENTILE, Method
 from edgeopt.passes._calibration import METHODS, Calls, Watched, calibrate, scales, worth
 from edgeopt.passes._calibration_lint import lint
 from edgeopt.passes._rules import comes_quantized, kept, mark, quantization_rules, settled
-from edgeopt.passes._sensitivity import Trial, shown
+from edgeopt.passes._sensitivity import Trial, shown, told
 from edgeopt.passes._throughout import Throughout, channel_parameters, place_throughout
 from edgeopt.passes.base import Context, Facet, Keeps, Pass, Stage
 from edgeopt.platform import QuantizationRules, TensorRule
@@ -271,7 +271,7 @@ def _ranking(model: ir.Model, params: Parameters, context: Context) -> dict[str,
     trial = Trial(model, params, samples)
     found: dict[str, object] = {}
     if count := trial.affordable():
-        found["ranking"] = [(names[key], round(value, 2)) for key, value in trial.ranked(count).items()]
+        found.update(told(trial.ranked(trial.branches, count), names))
     signals = sorted(trial.signals().items(), key=lambda item: item[1])
     return {**found, "signals": [(names[key], round(value, 2)) for key, value in signals]}
 

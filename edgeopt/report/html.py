@@ -55,6 +55,7 @@ def render(outcomes: Sequence[Outcome]) -> str:
         steps=steps,
         budgets=budgets,
         layers=layers,
+        groups=groups,
         conditions=conditions,
         COLUMNS=COLUMNS,
         FIGURES=rows.FIGURES,
@@ -134,6 +135,15 @@ def layers(outcome: Outcome) -> list[tuple[str, Bar, Bar]]:
     signals = dict(told[-1]["signals"]) if told else {}
     order = sorted(alone or signals, key=lambda layer: (alone or signals)[layer])
     return [(layer, _decibels(layer, alone), _decibels(layer, signals)) for layer in order]
+
+
+def groups(outcome: Outcome) -> list[tuple[list[str], Bar]]:
+    """Lists what groups of layers alone in integers leave, the worst first, as the last step found it."""
+    found = [step.change.details["groups"] for step in outcome.ledger if step.change.details.get("groups")]
+    if not found:
+        return []
+    figures = {" + ".join(layers): decibels for layers, decibels in found[-1]}
+    return [(list(layers), _decibels(" + ".join(layers), figures)) for layers, _ in found[-1]]
 
 
 def _decibels(layer: str, found: Mapping[str, float]) -> Bar:

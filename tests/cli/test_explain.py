@@ -124,7 +124,12 @@ def test_layers_of_an_artifact_are_ranked_on_the_screen_and_drawn_in_the_report(
     worst = next(iter(ranking))
     shown = edgeopt("explain", folder).out
     assert f"{ranking[worst]:7.1f} {signals[worst]:7.1f}  {worst}" in shown
+    groups = details["groups"]
+    for layers, decibels in groups:
+        assert len(layers) > 1 and decibels < min(ranking[layer] for layer in layers)
+        assert f"{decibels:7.1f}          {' + '.join(layers)}" in shown or len(layers) > 3
     only = edgeopt("explain", folder, "--nodes", worst).out
     assert sum(layer in only for layer in ranking) == 1
     text = page.read_text(encoding="utf-8")
+    assert ("Groups" in text) == bool(groups)
     assert "Sensitivity" in text and f"{ranking[worst]:.1f} dB" in text

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
-from networks import residual_net, rows
+import pytest
+from networks import Rows, residual_net, rows
 
 from edgeopt import fidelity, passes
+from edgeopt.budget import Budget
 from edgeopt.graph.execute import Executor
 from edgeopt.graph.quantization import QuantParams, read, strip, write
 from edgeopt.passes import Context, Facets
-from edgeopt.passes._sensitivity import layers
+from edgeopt.passes._islands import Islands
 from edgeopt.passes.restore_float import RestoreFloat
 
 
@@ -31,10 +33,10 @@ def test_the_layer_that_is_harmed_goes_back_and_the_others_stay() -> None:
         for node in original.graph
         if any(value is not None and value.name == weights[0].value for value in node.inputs)
     )
-    count = len(layers(original, read(model)))
+    count = len(Islands(original, read(model)).layers)
     change = RestoreFloat(fidelity=35.0).apply(model, Context(facets))
     assert change.details["restored"] == [harmed]
-    assert len(layers(original, read(model))) == count - 1
+    assert len(Islands(original, read(model)).layers) == count - 1
     ranking = change.details["ranking"]
     assert ranking[0][0] == harmed
     assert [decibels for _, decibels in ranking] == sorted(decibels for _, decibels in ranking)
@@ -64,7 +66,7 @@ class _Dear:
     def latency(self, model: ir.Model) -> float:
         plain = model.clone()
         strip(plain)
-        return 1.0 if self.layer in layers(plain, read(model)) else 2.0
+        return 1.0 if self.layer in Islands(plain, read(model)).layers else 2.0
 
 
 def test_layers_go_back_that_cost_the_least_predicted_time() -> None:
@@ -87,3 +89,50 @@ def test_layers_go_back_that_cost_the_least_predicted_time() -> None:
 
     assert ranking[0] in restored(None)
     assert ranking[0] not in restored(_Dear(ranking[0]))
+
+
+class _Labelled(Rows):
+    """Samples with labels."""
+
+    def __init__(self, samples: Rows, labels: np.ndarray) -> None:
+        super().__init__(samples.rows)
+        self.labels = labels
+
+
+def _damaged(facets: Facets) -> ir.Model:
+    """A network in int8 with one weight's scale far too large."""
+    model = residual_net(seed=1)
+    passes.make("static-int8", {"observer": "min-max"}).apply(model, Context(facets))
+    params = read(model)
+    strip(model)
+    where = next(site for site in params if site.value in model.graph.initializers)
+    (link,) = params[where]
+    assert link.scale is not None
+    params[where] = [QuantParams(link.dtype, link.scale * np.float32(60), link.zero_point, link.axis)]
+    write(model, params)
+    return model
+
+
+def test_a_budget_on_fidelity_counts_where_it_is_higher() -> None:
+    facets = Facets(calibration=rows((3, 8, 8)), validation=rows((3, 8, 8), 20, 2))
+    model = residual_net()
+    passes.make("static-int8", {"observer": "min-max"}).apply(model, Context(facets))
+    before = RestoreFloat(fidelity=0.0).apply(model.clone(), Context(facets)).details["fidelity"]
+    facets.budget = [Budget.parse("fidelity", f"{before + 1:.2f} dB")]
+    change = RestoreFloat(fidelity=1.0).apply(model, Context(facets))
+    assert change.rewrites and change.details["fidelity_after"] >= before + 1
+    assert change.details["threshold"] == pytest.approx(before + 1, abs=0.01)
+
+
+def test_a_budget_on_accuracy_is_met_on_labelled_validation_samples() -> None:
+    samples = rows((3, 8, 8), 520, 2)
+    with Executor(residual_net(seed=1)) as executor:
+        classes = np.concatenate([executor.run(call)["v12"].argmax(1) for call in samples.feeds(8)])
+    facets = Facets(calibration=rows((3, 8, 8)), validation=_Labelled(samples, classes))
+    model = _damaged(facets)
+    facets.budget = [Budget.parse("accuracy_drop", "2 pp")]
+    change = RestoreFloat(fidelity=0.0).apply(model, Context(facets))
+    before, after = change.details["top1_drop"]
+    assert before > 2 >= after and change.rewrites
+    facets.validation = _Labelled(rows((3, 8, 8), 40, 2), classes[:40])  # too few to say anything
+    assert not RestoreFloat(fidelity=0.0).apply(_damaged(facets), Context(facets)).rewrites
