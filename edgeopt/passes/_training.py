@@ -21,6 +21,7 @@ from edgeopt.graph.placement import is_constant
 from edgeopt.graph.quantization import integer_range
 from edgeopt.passes._blocks import Block
 from edgeopt.passes._learned_weights import Chosen, Learned, Moved, Weight
+from edgeopt.platform import QuantizationRules
 
 Values = Mapping[str, Tensor]
 """Values of one call, by name."""
@@ -97,6 +98,38 @@ def find_trainable(
     return found
 
 
+def scale_groups(model: ir.Model, rules: QuantizationRules | None) -> dict[str, tuple[str, ...]]:
+    """Returns per scale of an activation all that are equal to it, since the runtime may tie them.
+
+    Scales that the runtime fixes are left out.
+    """
+    fixed: set[float] = set()
+    if rules is not None:
+        tensors = [rules.activation, *(rule.output for rule in rules.operators.values())]
+        fixed = {float(np.float32(rule.scale)) for rule in tensors if rule is not None and rule.scale}
+    equal: dict[float, dict[str, None]] = {}
+    for node in model.graph:
+        if node.op_type not in ("QuantizeLinear", "DequantizeLinear") or len(node.inputs) < 2:
+            continue
+        source, scale = node.inputs[0], node.inputs[1]
+        if scale is None or not is_constant(scale) or scale.const_value is None or source is None:
+            continue
+        if is_constant(source) or (source.producer() is not None and _is_weight_pair(node)):
+            continue
+        if scale.const_value.size == 1:
+            number = float(np.float32(scale.const_value.numpy().reshape(-1)[0]))
+            if number not in fixed:
+                equal.setdefault(number, {})[scale.name or ""] = None
+    return {name: tuple(names) for names in equal.values() for name in names}
+
+
+def _is_weight_pair(node: ir.Node) -> bool:
+    """Whether a DequantizeLinear reads a quantized constant."""
+    first = node.inputs[0].producer() if node.inputs[0] is not None else None
+    source = first.inputs[0] if first is not None and first.op_type == "QuantizeLinear" else None
+    return source is not None and is_constant(source)
+
+
 def _size(value: ir.Value) -> int:
     return 0 if value.const_value is None else int(value.const_value.size)
 
@@ -165,8 +198,8 @@ def train(
     """
     torch = require_torch()
     device = Segment(model, block.inputs, block.outputs, trainable.names).device
-    start = {name: _constant(model, name, device) for name in trainable.names}
-    steps = {weight.name: _step(model, weight, device) for weight in trainable.weights}
+    start = {name: constant(model, name, device) for name in trainable.names}
+    steps = {weight.name: step_of(model, weight, device) for weight in trainable.weights}
     weights: Learned = (
         Chosen(model.graph, trainable.weights, start, steps)
         if schedule.chosen
@@ -224,16 +257,44 @@ def train(
     return {name: to_numpy(tensor).astype(np.float32) for name, tensor in final.items()}
 
 
-def _constant(model: ir.Model, name: str, device: Any) -> Tensor:
+def output_units(model: ir.Model, biases: Sequence[str]) -> dict[str, float]:
+    """Returns per bias the step of what it is added to, if that is quantized, else a share of the bias."""
+    units = {}
+    for name in biases:
+        value = model.graph.initializers[name]
+        step = _step_behind(value)
+        if step is None:
+            assert value.const_value is not None
+            step = float(np.abs(value.const_value.numpy()).mean()) / 32
+        units[name] = max(step, 1e-8)
+    return units
+
+
+def _step_behind(value: ir.Value) -> float | None:
+    """The scale of the first quantizer on the way from the only reader of a value, a few nodes on."""
+    uses = list(value.uses())
+    for _ in range(4):
+        if len(uses) != 1:
+            return None
+        node = uses[0].node
+        if node.op_type == "QuantizeLinear" and node.inputs[1] is not None:
+            tensor = node.inputs[1].const_value
+            return None if tensor is None or tensor.size != 1 else float(tensor.numpy().reshape(-1)[0])
+        uses = list(node.outputs[0].uses())
+    return None
+
+
+def constant(model: ir.Model, name: str, device: Any) -> Tensor:
+    """Returns an initializer as a float32 tensor."""
     torch = require_torch()
     tensor = model.graph.initializers[name].const_value
     assert tensor is not None
     return torch.tensor(np.array(tensor.numpy(), np.float32), device=device)
 
 
-def _step(model: ir.Model, weight: Weight, device: Any) -> Tensor:
+def step_of(model: ir.Model, weight: Weight, device: Any) -> Tensor:
     """Returns the step of each element of a weight, shaped to broadcast."""
-    scale = _constant(model, weight.scale, device)
+    scale = constant(model, weight.scale, device)
     if weight.axis is None or scale.dim() == 0:
         return scale.reshape(())
     tensor = model.graph.initializers[weight.name].const_value

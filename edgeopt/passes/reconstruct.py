@@ -16,17 +16,15 @@ is fixed before the start from an estimate of its cost, so a run ends at the sam
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import onnx_ir as ir
 
 from edgeopt import fidelity
-from edgeopt.errors import ModelError, RuntimeFailure, UserError
+from edgeopt.errors import ModelError, UserError
 from edgeopt.graph.autograd import Segment, to_numpy
 from edgeopt.graph.autograd.operators import Tensor, require_torch
 from edgeopt.graph.autograd.running import read
@@ -34,25 +32,23 @@ from edgeopt.graph.change import Change, Rewrite, Skipped
 from edgeopt.graph.cost import cost
 from edgeopt.graph.execute import Executor
 from edgeopt.graph.names import name_nodes, original_names
-from edgeopt.graph.placement import is_constant
 from edgeopt.graph.quantization import read as read_quantization
 from edgeopt.passes._blocks import Block, find_blocks
 from edgeopt.passes._judge import estranged
-from edgeopt.passes._training import Schedule, find_trainable, set_initializers, train
-from edgeopt.passes.base import Context, Facet, Keeps, Pass, Samples, Stage
+from edgeopt.passes._training import Schedule, find_trainable, scale_groups, set_initializers, train
+from edgeopt.passes._training_calls import (
+    draw_order,
+    input_shapes,
+    one_thread,
+    read_calls,
+    run_each,
+    seconds_of,
+)
+from edgeopt.passes.base import Context, Facet, Keeps, Pass, Stage
 from edgeopt.passes.gptq import Gptq
-from edgeopt.platform import QuantizationRules
 
 BYTES = 2**31
 """The activations of all samples together stay below this, estimated; fewer samples are used then."""
-
-MULTIPLIES_PER_SECOND = 5e9
-BYTES_PER_SECOND = 2e9
-SECONDS_PER_NODE = 1e-4
-"""What torch does on one core of the machines that edgeopt runs on; estimates of time rest on these."""
-
-PASSES = 3
-"""A step of training costs about three times running forward."""
 
 MOST_ITERATIONS = 400
 LEAST_ITERATIONS = 20
@@ -123,7 +119,7 @@ class Reconstruct(Pass):
         torch = require_torch()
         name_nodes(model)
         blocks = find_blocks(model.graph, least=self.layers)
-        groups = _scale_groups(model, None if context.rules is None else context.rules.quantization)
+        groups = scale_groups(model, None if context.rules is None else context.rules.quantization)
         try:
             trial = _Trial.of(model, context, self)
         except ModelError as refusal:
@@ -135,7 +131,7 @@ class Reconstruct(Pass):
         if self.start:
             change.rewrites += Gptq().apply(model, context).rewrites
             best = trial.fidelity()
-        with _one_thread(torch):
+        with one_thread(torch):
             taken: set[str] = set() if self.scales else {name for group in groups.values() for name in group}
             counts = _iterations(model, blocks, trial.shapes, trial.batch, self)
             kept = 0
@@ -143,7 +139,7 @@ class Reconstruct(Pass):
             for block, count in context.progress(
                 list(zip(blocks, counts, strict=True)), "reconstruction", len(blocks)
             ):
-                order = _order(generator, count, len(trial.calls))
+                order = draw_order(generator, count, len(trial.calls))
                 trainable = find_trainable(model.graph, block, taken, groups)
                 site = _site(block)
                 if trainable.weights and context.allow(self.name, site):
@@ -188,17 +184,6 @@ def _best(trial: _Trial, candidates: Sequence[Mapping[str, np.ndarray]]) -> floa
     return max(judged)
 
 
-@contextlib.contextmanager
-def _one_thread(torch: Any) -> Iterator[None]:
-    """Computes with one thread, whose sums do not depend on the machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
 def _site(block: Block) -> str:
     layers = block.layers or list(block.nodes)
     return (original_names(layers[0]) or (layers[0].name or "",))[0]
@@ -210,44 +195,6 @@ def _array(model: ir.Model, name: str) -> np.ndarray:
     return np.array(tensor.numpy())
 
 
-def _order(generator: np.random.Generator, count: int, calls: int) -> np.ndarray:
-    """Draws the call of every iteration: all in random order, again and again."""
-    rounds = -(-count // calls)
-    return np.concatenate([generator.permutation(calls) for _ in range(max(rounds, 1))])
-
-
-def _scale_groups(model: ir.Model, rules: QuantizationRules | None) -> dict[str, tuple[str, ...]]:
-    """Returns per scale of an activation all that are equal to it, since the runtime may tie them.
-
-    Scales that the runtime fixes are left out.
-    """
-    fixed: set[float] = set()
-    if rules is not None:
-        tensors = [rules.activation, *(rule.output for rule in rules.operators.values())]
-        fixed = {float(np.float32(rule.scale)) for rule in tensors if rule is not None and rule.scale}
-    equal: dict[float, dict[str, None]] = {}
-    for node in model.graph:
-        if node.op_type not in ("QuantizeLinear", "DequantizeLinear") or len(node.inputs) < 2:
-            continue
-        source, scale = node.inputs[0], node.inputs[1]
-        if scale is None or not is_constant(scale) or scale.const_value is None or source is None:
-            continue
-        if is_constant(source) or (source.producer() is not None and _is_weight_pair(node)):
-            continue
-        if scale.const_value.size == 1:
-            number = float(np.float32(scale.const_value.numpy().reshape(-1)[0]))
-            if number not in fixed:
-                equal.setdefault(number, {})[scale.name or ""] = None
-    return {name: tuple(names) for names in equal.values() for name in names}
-
-
-def _is_weight_pair(node: ir.Node) -> bool:
-    """Whether a DequantizeLinear reads a quantized constant."""
-    first = node.inputs[0].producer() if node.inputs[0] is not None else None
-    source = first.inputs[0] if first is not None and first.op_type == "QuantizeLinear" else None
-    return source is not None and is_constant(source)
-
-
 def _iterations(
     model: ir.Model,
     blocks: Sequence[Block],
@@ -256,13 +203,7 @@ def _iterations(
     options: Reconstruct,
 ) -> list[int]:
     """Shares out the time over the blocks: as many iterations for each, within limits."""
-    counted = {node.name: node for node in cost(model, dict(shapes)).nodes}
-    seconds = []
-    for block in blocks:
-        found = [counted[node.name or ""] for node in block.nodes if node.name in counted]
-        arithmetic = sum(node.macs for node in found) / MULTIPLIES_PER_SECOND
-        traffic = sum(node.read_bytes + node.written_bytes for node in found) / BYTES_PER_SECOND
-        seconds.append(PASSES * (batch * (arithmetic + traffic) + SECONDS_PER_NODE * len(block.nodes)))
+    seconds = [seconds_of(model, block.nodes, shapes, batch) for block in blocks]
     whole = max(sum(seconds), 1e-9)
     each = int(
         np.clip(
@@ -310,10 +251,10 @@ class _Trial:
             context.validation if context.validation is not None and len(context.validation) else data
         )
         first = next(data.feeds())
-        size = max(sum(node.written_bytes for node in cost(model, _shapes(first)).nodes), 1)
+        size = max(sum(node.written_bytes for node in cost(model, input_shapes(first)).nodes), 1)
         count = int(np.clip(BYTES // size, 2 * options.batch, options.samples))
-        calls = _calls(model, data, count, options.batch)
-        judging = _calls(model, validation, int(np.clip(BYTES // (4 * size), 8, 64)), options.batch)
+        calls = read_calls(model, data, count, options.batch)
+        judging = read_calls(model, validation, int(np.clip(BYTES // (4 * size), 8, 64)), options.batch)
         teacher = context.teacher
         with Executor(model if teacher is None else teacher, optimize=True) as executor:
             names = [value.name or "" for value in model.graph.outputs]
@@ -324,7 +265,7 @@ class _Trial:
                     for feeds in judging
                 ]
             else:
-                wanted = [_run_each(executor, feeds, names) for feeds in judging]
+                wanted = [run_each(executor, feeds, names) for feeds in judging]
         place = Segment(model)._place
         from edgeopt.graph.autograd.dtypes import to_torch
 
@@ -339,7 +280,7 @@ class _Trial:
             [placed(feeds) for feeds in calls],
             [placed(feeds) for feeds in judging],
             wanted,
-            _shapes(first),
+            input_shapes(first),
             batch,
         )
 
@@ -400,57 +341,3 @@ class _Trial:
             if node not in self.passed:
                 needed.update(value.name or "" for value in read(node))
         return needed
-
-
-def _run_each(
-    executor: Executor, feeds: Mapping[str, np.ndarray], names: Sequence[str]
-) -> dict[str, np.ndarray]:
-    """Runs a call, one sample at a time where the original takes only one."""
-    try:
-        return executor.run(feeds, names)
-    except RuntimeFailure:
-        count = max(array.shape[0] for array in feeds.values())
-        rows = [
-            executor.run({name: array[index : index + 1] for name, array in feeds.items()}, names)
-            for index in range(count)
-        ]
-        return {name: np.concatenate([row[name] for row in rows]) for name in names}
-
-
-def _shapes(feeds: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(array.shape) for name, array in feeds.items()}
-
-
-def _calls(model: ir.Model, data: Samples, count: int, batch: int) -> list[dict[str, np.ndarray]]:
-    """Reads up to ``count`` samples as calls of ``batch``, or of what the model takes."""
-    calls = list(islice(data.feeds(batch), -(-count // batch)))
-    size = max((array.shape[0] for array in calls[0].values() if array.ndim), default=1)
-    if size > 1 or batch == 1:
-        return calls
-    singles = list(islice(data.feeds(1), count))
-    if len(singles) < 2 or not _independent(model, singles[:2]):
-        return singles
-    return [_joined(singles[start : start + batch]) for start in range(0, len(singles), batch)]
-
-
-def _joined(calls: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    return {name: np.concatenate([call[name] for call in calls]) for name in calls[0]}
-
-
-def _independent(model: ir.Model, calls: Sequence[Mapping[str, np.ndarray]]) -> bool:
-    """Whether the graph, though made for one sample, computes several side by side; found by trying."""
-    torch = require_torch()
-    if any(call[name].shape != array.shape for call in calls for name, array in calls[0].items()):
-        return False
-    segment = Segment(model, quantized=False)
-    try:
-        with torch.no_grad():
-            together = segment(_joined(calls))
-            alone = [segment(call) for call in calls]
-    except (RuntimeError, ValueError, IndexError):  # what torch raises where shapes do not fit
-        return False
-    for name, tensor in together.items():
-        rows = torch.cat([outputs[name] for outputs in alone]) if tensor.dim() else tensor
-        if rows.shape != tensor.shape or not torch.allclose(rows.double(), tensor.double(), 1e-3, 1e-3):
-            return False
-    return True
