@@ -188,6 +188,8 @@ class QuantizationRules(schema.Schema):
         fused_activations: Activations that follow an operator in the same kernel: the value between
             the two is not quantized.
         dynamic: Operators that the runtime can run with ranges computed at run time.
+        row_ranges: Operators before which rows may be divided by the largest of each, and multiplied behind,
+            since what lies between products computes in float in any case.
         constants_stored: How the file holds quantized constants: as integers before DequantizeLinear, or
             as floats before QuantizeLinear and DequantizeLinear.
         constants: Per operator type the inputs that may hold integers when they are constant, though
@@ -206,6 +208,7 @@ class QuantizationRules(schema.Schema):
     operators: dict[str, OperatorRule]
     fused_activations: list[str] = []
     dynamic: list[str] = []
+    row_ranges: list[str] = []
     constants_stored: Literal["integer", "float"] = "integer"
     constants: dict[str, dict[int, int | None]] = {}
     block_sizes: list[int] = []

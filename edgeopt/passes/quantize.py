@@ -36,6 +36,7 @@ from edgeopt.passes.end_plan import EndPlan
 from edgeopt.passes.equalize_channels import EqualizeChannels
 from edgeopt.passes.float16 import Float16
 from edgeopt.passes.gptq import Gptq
+from edgeopt.passes.normalize_rows import NormalizeRows
 from edgeopt.passes.reconstruct import Reconstruct
 from edgeopt.passes.restore_float import RestoreFloat
 from edgeopt.passes.restore_pixels import RestorePixels
@@ -59,6 +60,15 @@ CPU_SECONDS = 240.0
 
 IN_VAIN = 3
 """So many steps in a row that gain too little end the recovery of accuracy."""
+
+PREPARING: tuple[type[Pass], ...] = (
+    SmoothActivations,
+    RestorePixels,
+    EqualizeChannels,
+    AbsorbBiases,
+    NormalizeRows,
+)
+"""Steps before static int8, in order; all are exact in float."""
 
 PRODUCTS = ("MatMul", "Gemm", "LSTM", "GRU", "RNN")
 
@@ -145,7 +155,9 @@ class Quantize(Plan):
             return EqualizeChannels(self.keep_float)
         if isinstance(last, EqualizeChannels) and not spent:
             return AbsorbBiases(self.keep_float)
-        if isinstance(last, (SmoothActivations, RestorePixels, EqualizeChannels, AbsorbBiases)):
+        if isinstance(last, AbsorbBiases) and not spent and self._between_in_float:
+            return NormalizeRows(self.keep_float)
+        if isinstance(last, PREPARING):
             return self._first(model, context)
         following = self._recovery(context, ledger)
         if following is None or not spent:
@@ -173,7 +185,8 @@ class Quantize(Plan):
 
     def _ended(self, context: Context, ledger: Sequence[Entry]) -> EndPlan:
         """What stands in the ledger where the processor time is spent."""
-        exact = (RestorePixels, EqualizeChannels, AbsorbBiases) if self.equalize else ()
+        exact = list(PREPARING[1:]) if self.equalize else []
+        exact = [kind for kind in exact if kind is not NormalizeRows or self._between_in_float]
         names = [kind.name for kind in exact if not _has(ledger, kind)]
         assumed = list(ledger)
         while (following := self._recovery(context, assumed)) is not None:
@@ -181,6 +194,11 @@ class Quantize(Plan):
             assumed.append(Entry(following, Change(), ledger[-1].model))
         reason = f"the plan's {self.cpu_seconds:g} CPU seconds are spent"
         return EndPlan(tuple(names), reason)
+
+    @property
+    def _between_in_float(self) -> bool:
+        """Whether products read 8 bits and what lies between them may compute in float."""
+        return self.throughout == "no" and self.activation_bits == 8
 
     def _recovers(self, entry: Entry) -> bool:
         """Whether there is something to win back."""

@@ -65,6 +65,7 @@ def test_a_convolutional_network_is_quantized_throughout() -> None:
         "restore-pixels",
         "equalize-channels",
         "absorb-biases",
+        "normalize-rows",
         "static-int8",
         "gptq",
         "restore-float",
@@ -280,10 +281,10 @@ def test_the_same_samples_give_the_same_quantization() -> None:
 def test_the_plan_names_the_steps_that_the_effort_allows(monkeypatch: pytest.MonkeyPatch) -> None:
     model, samples = residual_net(), rows((3, 8, 8))
     _, ledger = quantize(model.clone(), samples, effort="minimal")
-    assert [entry.step.name for entry in ledger][4:] == ["static-int8", "restore-float"]
+    assert [entry.step.name for entry in ledger][5:] == ["static-int8", "restore-float"]
     monkeypatch.setattr("edgeopt.passes.quantize.find_spec", lambda name: None)
     _, ledger = quantize(model.clone(), samples, effort="more")
-    assert [entry.step.name for entry in ledger][4:] == ["static-int8", "gptq", "restore-float"]
+    assert [entry.step.name for entry in ledger][5:] == ["static-int8", "gptq", "restore-float"]
 
 
 def following(ledger: list[Entry], samples: Rows, **options: object) -> Pass | None:
@@ -303,7 +304,7 @@ def test_no_step_begins_once_the_processor_time_is_spent() -> None:
     model, samples = residual_net(), rows((3, 8, 8))
     smoothed = taken("smooth-activations", model, 200.0)
     quantized = taken("static-int8", model, 50.0, fidelity={"mse": 20.0})
-    exact = [taken(name, model) for name in ("restore-pixels", "absorb-biases")]
+    exact = [taken(name, model) for name in ("restore-pixels", "absorb-biases", "normalize-rows")]
     prepared = [smoothed, taken("equalize-channels", model, 30.0), *exact]
     early = following([*prepared, quantized], samples)
     assert isinstance(early, Pass) and early.name == "end-plan"
@@ -331,6 +332,7 @@ def test_the_model_is_quantized_even_where_preparing_it_took_all_the_time() -> N
         "restore-pixels",
         "equalize-channels",
         "absorb-biases",
+        "normalize-rows",
         "gptq",
         "bias-correction",
         "restore-float",

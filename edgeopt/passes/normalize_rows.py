@@ -1,0 +1,358 @@
+"""Give every row that a matrix product reads a range of its own, which changes no output in float.
+
+A range that is fixed for all inputs is set by the largest row there is, and most rows use few of its levels:
+probabilities of attention over n keys lie around 1/n where the largest of all rows is near one. With m the
+largest magnitude of each row of x
+
+    x W = diag(m) ((x / m) W),
+
+and every row of x / m reaches exactly one, so that a fixed range suits them all. This is quantization per
+token (Yao et al., ZeroQuant, NeurIPS 2022) with plain operators around a product of integers: ReduceMax and
+Div before it and one Mul behind it, on any runtime that computes in float between products. A row of zeros
+stays one, and a bias is added behind the multiplication.
+
+Each site costs these small operators, so the pass looks for the few that are worth it: the noise that a value
+makes at the outputs when it alone is quantized, times the part of it that rows of their own would take away,
+as a share of the noise of the whole int8 model. Whether the model gains is judged on validation samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from edgeopt import units
+from edgeopt.graph.change import Change, Rewrite, Skipped
+from edgeopt.graph.cost import cost
+from edgeopt.graph.execute import Feeds
+from edgeopt.graph.names import carry_names, name_nodes, original_names
+from edgeopt.graph.observers import parameters, tapped
+from edgeopt.graph.placement import place
+from edgeopt.graph.quantization import (
+    Names,
+    Parameters,
+    QuantParams,
+    add_initializer,
+    dequantize_array,
+    quantize_array,
+    write,
+)
+from edgeopt.passes._calibration import METHODS, WORTH, Calls, calibrate, scales
+from edgeopt.passes._judge import Judge
+from edgeopt.passes._rules import kept, quantization_rules
+from edgeopt.passes.base import Context, Facet, Keeps, Pass, Samples, Stage
+from edgeopt.platform import QuantizationRules
+
+FEWEST, MOST = 64, 256
+"""So many calibration samples set the ranges and as many validation samples judge: more of a small model."""
+
+LEAST_SHARE = 0.02
+"""The part of the whole model's noise that a site must take away."""
+
+MACS = 2e10
+"""Multiply-accumulates that looking for the sites may cost: a few seconds."""
+
+ROWS, ROWS_PER_CALL = 768, 48
+"""Rows of a value that are looked at."""
+
+SMALLEST = 1e-12
+"""Rows that reach no further than this are divided by it."""
+
+FIRST_AXES = 18
+"""The first opset whose ReduceMax takes its axes as an input."""
+
+
+@dataclass(slots=True)
+class Group:
+    """A value and the products that read it as their first operand.
+
+    Attributes:
+        value: What is normalized.
+        products: The MatMul and Gemm nodes.
+    """
+
+    value: ir.Value
+    products: list[ir.Node] = field(default_factory=list)
+
+    @property
+    def site(self) -> str:
+        """The user's name of the first product."""
+        return (original_names(self.products[0]) or (self.products[0].name or "",))[0]
+
+    @property
+    def positive(self) -> bool:
+        """Whether every row has a number above zero and none below."""
+        maker = self.value.producer()
+        return maker is not None and maker.op_type == "Softmax" and _along_rows(maker)
+
+
+@dataclass(frozen=True)
+class NormalizeRows(Pass):
+    """Give rows that matrix products read a range each: x / m before, times m behind; exact in float.
+
+    Attributes:
+        keep_float: Shell patterns of original node names that will stay in float.
+        share: The part of the quantized model's noise that a site must take away.
+    """
+
+    name: ClassVar[str] = "normalize-rows"
+    stage: ClassVar[Stage] = "quantize"
+    keeps: ClassVar[Keeps] = "exact"
+
+    keep_float: tuple[str, ...] = ()
+    share: float = LEAST_SHARE
+
+    @property
+    def reads(self) -> frozenset[Facet]:
+        """The rules and the samples."""
+        return frozenset({"rules", "calibration", "validation"})
+
+    def apply(self, model: ir.Model, context: Context) -> Change:
+        """Normalizes the rows of every value that gains enough by it.
+
+        Raises:
+            UserError: A pattern of ``keep_float`` matches no node.
+        """
+        name_nodes(model)
+        rules = quantization_rules(context.rules)
+        keep = set(kept(model, self.keep_float))
+        groups = find_groups(model, rules, keep)
+        data, samples = context.calibration, context.validation
+        if not groups or not data or not samples:
+            return Change(summary="none")
+        affordable = _affordable(model, samples)
+        count = min(affordable // len(groups), MOST)
+        if not count:
+            return Change(summary="left as it is: finding the rows that gain would take too long")
+        calls = Calls.fitting(model, data, int(np.clip(affordable, FEWEST, MOST)))
+        judge = Judge.of(model, Calls(samples, calls.batch, calls.limit).for_trials(model, MOST))
+        placement, observers = calibrate(model, rules, calls, keep)
+        choices = [scales(model, placement, observers, method) for method in METHODS]
+        before = [judge.decibels(_quantized(model, choice)) for choice in choices]
+        params = choices[int(np.argmax(before))]
+        change = Change()
+        looked = Calls(samples, min(calls.batch, count), count)
+        gains = self._gains(model, groups, params, looked, context, symmetric=rules.activation.symmetric)
+        chosen = []
+        for group in groups:
+            if gains.get(group.value.name or "", 0.0) < self.share:
+                change.skipped.append(Skipped(self.name, group.site, "its rows make too little of the noise"))
+            elif context.allow(self.name, group.site):
+                chosen.append(group)
+                replaced = tuple(name for node in group.products for name in original_names(node))
+                change.rewrites.append(Rewrite(self.name, group.site, replaced))
+        change.details["shares"] = {group.site: round(gains[group.value.name or ""], 3) for group in chosen}
+        if not chosen:
+            change.summary = "no product gains by it"
+            return change
+        plain = model.clone()
+        names = Names(model)
+        for group in chosen:
+            normalize(model, group, names)
+        placement, observers = calibrate(model, rules, calls, keep, observers)
+        choices = [scales(model, placement, observers, method) for method in METHODS]
+        after = [judge.decibels(_quantized(model, choice)) for choice in choices]
+        means = round(float(np.mean(before)), 2), round(float(np.mean(after)), 2)
+        change.details["fidelity"] = dict(zip(("none", "normalized"), means, strict=True))
+        change.summary = f"rows of {units.number(len(chosen), 'value')} normalized"
+        if means[1] < means[0] + WORTH:  # of all ways to choose ranges: one alone may be lucky
+            change.summary = "rows could be normalized, but int8 is better without"
+            change.rewrites.clear()
+            model.graph = plain.clone().graph
+        return change
+
+    def _gains(
+        self,
+        model: ir.Model,
+        groups: list[Group],
+        params: Parameters,
+        calls: Calls,
+        context: Context,
+        *,
+        symmetric: bool,
+    ) -> dict[str, float]:
+        """Returns per value the part of the whole model's noise that rows of their own would take away."""
+        ranges = {where.value: (where, chain[0]) for where, chain in params.items()}
+        names = [group.value.name or "" for group in groups if (group.value.name or "") in ranges]
+        fixed = {name: ranges[name][1] for name in names}
+        left = _left(model, names, fixed, calls, symmetric=symmetric)
+        judge = Judge.of(model, calls)
+        whole = _noise(judge.decibels(_quantized(model, params)))
+        gains = {}
+        for name in context.progress(names, "noise of rows", len(names)):
+            if left.get(name, 1.0) >= 1 - self.share:
+                continue
+            where, chosen = ranges[name]
+            alone = _noise(judge.decibels(_quantized(model, {where: [chosen]})))
+            gains[name] = alone / max(whole, 1e-30) * (1 - left[name])
+        return gains
+
+
+def find_groups(model: ir.Model, rules: QuantizationRules, keep: set[str]) -> list[Group]:
+    """Finds the values that only such products read quantized, each as their first operand."""
+    if not rules.row_ranges:
+        return []
+    operands = place(model, rules, keep).operands
+    groups: dict[ir.Value, Group] = {}
+    others: set[ir.Value] = set()
+    for node in model.graph:
+        for index, value in enumerate(node.inputs):
+            if value is None or value.name not in operands or node.op_type not in rules.operators:
+                continue
+            if index == 0 and node.op_type in rules.row_ranges and _fits(node, keep):
+                groups.setdefault(value, Group(value)).products.append(node)
+            elif node.name not in keep:
+                others.add(value)
+    return [group for value, group in groups.items() if value not in others and not _normalized(group)]
+
+
+def normalize(model: ir.Model, group: Group, names: Names) -> None:
+    """Writes x / m before the products of a group and m behind them."""
+    graph, value = model.graph, group.value
+    stem = value.name or "rows"
+    before: list[ir.Node] = []
+
+    def add(nodes: list[ir.Node], operator: str, inputs: list[ir.Value], suffix: str) -> ir.Value:
+        node = ir.node(operator, inputs, name=names.node(f"{stem}_{suffix}"))
+        carry_names([group.products[0]], node)
+        result = node.outputs[0]
+        result.name, result.type = names.value(f"{stem}_{suffix}"), ir.TensorType(ir.DataType.FLOAT)
+        nodes.append(node)
+        return result
+
+    magnitude = value if group.positive else add(before, "Abs", [value], "magnitude")
+    if model.opset_imports.get("", 0) < FIRST_AXES:
+        largest = add(before, "ReduceMax", [magnitude], "largest")
+        before[-1].attributes["axes"] = ir.AttrInt64s("axes", [-1])
+    else:
+        axes = ir.tensor(np.array([-1], np.int64))
+        last = add_initializer(graph, names.value(f"{stem}_axis"), axes)
+        largest = add(before, "ReduceMax", [magnitude, last], "largest")
+    if value.shape is not None:
+        largest.shape = ir.Shape([*list(value.shape)[:-1], 1])
+    if not group.positive:
+        least = ir.tensor(np.asarray(SMALLEST, np.float32))
+        floor = add_initializer(graph, names.value(f"{stem}_smallest"), least)
+        shape = largest.shape
+        largest = add(before, "Max", [largest, floor], "range")
+        largest.shape = shape
+    normalized = add(before, "Div", [value, largest], "normalized")
+    normalized.shape = value.shape
+    order = {node: index for index, node in enumerate(graph)}
+    graph.insert_before(min(group.products, key=lambda node: order[node]), before)
+    for product in group.products:
+        product.replace_input_with(0, normalized)
+        output, bias = product.outputs[0], None
+        if len(product.inputs) > 2:
+            bias = product.inputs[2]
+            product.resize_inputs(2)
+        behind: list[ir.Node] = []
+        result = add(behind, "Mul", [output, largest], "product")
+        if bias is not None:
+            result.shape = output.shape
+            result = add(behind, "Add", [result, bias], "biased")
+        result.shape, result.type = output.shape, output.type
+        for node in behind:
+            carry_names([product], node)
+        readers = [use for use in output.uses() if use.node is not behind[0]]
+        graph.insert_after(product, behind)
+        for use in readers:
+            use.node.replace_input_with(use.idx, result)
+        for index, item in enumerate(graph.outputs):
+            if item is output:
+                graph.outputs[index] = result
+                result.name, output.name = output.name, names.value(f"{stem}_unscaled")
+
+
+def _fits(node: ir.Node, keep: set[str]) -> bool:
+    """Whether a product's rows may be scaled: one row of the output for each of the first operand."""
+    if node.name in keep or node.domain not in ("", "ai.onnx"):
+        return False
+    if node.op_type != "Gemm":
+        ranks = [None if value is None or value.shape is None else len(value.shape) for value in node.inputs]
+        return all(rank is not None and rank >= 2 for rank in ranks)
+    return (
+        not node.attributes.get_int("transA", 0)
+        and node.attributes.get_float("alpha", 1.0) == 1
+        and node.attributes.get_float("beta", 1.0) == 1
+    )
+
+
+def _normalized(group: Group) -> bool:
+    """Whether this pass made the value already."""
+    maker = group.value.producer()
+    if maker is None or maker.op_type != "Div" or maker.inputs[1] is None:
+        return False
+    divisor = maker.inputs[1].producer()
+    return divisor is not None and divisor.op_type in ("ReduceMax", "Max")
+
+
+def _along_rows(softmax: ir.Node) -> bool:
+    """Whether a softmax is along the last axis."""
+    shape = softmax.outputs[0].shape
+    axis = softmax.attributes.get_int("axis", -1)
+    return axis == -1 or (shape is not None and axis == len(shape) - 1)
+
+
+def _affordable(model: ir.Model, samples: Samples) -> int:
+    """How many samples may be run while looking for the sites."""
+    first = next(samples.feeds(), None)
+    if first is None:
+        return 0
+    known = {value.name for value in model.graph.inputs}
+    shapes = {name: array.shape for name, array in first.items() if name in known}
+    return int(MACS // max(cost(model, shapes).macs, 1))
+
+
+def _left(
+    model: ir.Model,
+    names: list[str],
+    ranges: dict[str, QuantParams],
+    calls: Iterable[Feeds],
+    *,
+    symmetric: bool,
+) -> dict[str, float]:
+    """Returns per value the part of its noise that stays when every row has a range of its own."""
+    seen: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    for name, array in tapped(model, names, calls):
+        if array.ndim < 2 or not array.size or sum(map(len, seen[name])) >= ROWS:
+            continue
+        rows = np.asarray(array, np.float32).reshape(-1, array.shape[-1])
+        rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), ROWS_PER_CALL)).astype(np.int64)]
+        seen[name].append(rows[np.isfinite(rows).all(1)])
+    return {name: _part(rows, ranges[name], symmetric) for name, rows in seen.items()}
+
+
+def _part(seen: list[np.ndarray], fixed: QuantParams, symmetric: bool) -> float:
+    kept_rows = [rows for rows in seen if rows.size]
+    if not kept_rows or fixed.scale is None:
+        return 1.0
+    largest = [np.maximum(np.abs(rows).max(1, keepdims=True), SMALLEST) for rows in kept_rows]
+    normalized = [rows / most for rows, most in zip(kept_rows, largest, strict=True)]
+    low = min(float(rows.min()) for rows in normalized)
+    high = max(float(rows.max()) for rows in normalized)
+    own = parameters(low, high, fixed.dtype, symmetric)
+    before = sum(float(np.square(_rounded(rows, fixed) - rows, dtype=np.float64).sum()) for rows in kept_rows)
+    after = sum(
+        float(np.square((_rounded(rows, own) - rows) * most, dtype=np.float64).sum())
+        for rows, most in zip(normalized, largest, strict=True)
+    )
+    return min(after / before, 1.0) if before else 1.0
+
+
+def _rounded(array: np.ndarray, params: QuantParams) -> np.ndarray:
+    return dequantize_array(quantize_array(array, params), params)
+
+
+def _quantized(model: ir.Model, params: Parameters) -> ir.Model:
+    quantized = model.clone()
+    write(quantized, params)
+    return quantized
+
+
+def _noise(decibels: float) -> float:
+    return float(10 ** (-decibels / 10))
