@@ -24,6 +24,7 @@ import onnx_ir as ir
 from edgeopt.graph import thresholds
 from edgeopt.graph.execute import Executor, Feeds
 from edgeopt.graph.quantization import QuantParams, integer_range
+from edgeopt.graph.stages import Stages, can_be_cut
 from edgeopt.graph.thresholds import PERCENTILE, Function, Histogram, Method
 
 BINS = 4096
@@ -39,7 +40,7 @@ CHUNK = 2**15
 """Numbers that are sorted into bins at a time: they stay in the processor's cache."""
 
 BYTES_PER_RUN = 2**28
-"""Tapped values of one run together stay below this; more than that are tapped in several runs."""
+"""Tapped values of a call that are held together stay below this; with more, the model runs in stages."""
 
 CHANNEL_ENTRIES = 64
 """Samples whose channels are looked at one by one."""
@@ -281,13 +282,12 @@ def observe(
 ) -> dict[str, Observer]:
     """Observes values of a model over samples.
 
-    All values are tapped in one run of the data, unless those of one call exceed 256 MB together.
+    All values are tapped in one run of the data.
 
     Args:
         model: The model.
         names: Values of its main graph: inputs or results of nodes.
-        samples: The calls' inputs; it is iterated once per group of values, so a list or another
-            iterable that can be repeated.
+        samples: The calls' inputs: a list or another iterable that can be repeated.
         histogram: Whether numbers are counted; without, ``min-max`` and ``moving-average`` alone are known.
     """
     observers = {name: Observer(histogram) for name in names}
@@ -309,14 +309,20 @@ def channel_maxima(model: ir.Model, names: Sequence[str], samples: Iterable[Feed
 def tapped(
     model: ir.Model, names: Sequence[str], samples: Iterable[Feeds]
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields the arrays of values, call by call, in as few runs of the data as memory allows."""
+    """Yields the arrays of values, call by call; where they are large, not all of a call are held at once."""
     inputs = {value.name for value in model.graph.inputs}
+    made = {output.name: output for node in model.graph for output in node.outputs}
     results = [name for name in names if name not in inputs]
     groups = [results]
     first = next(iter(samples), None)
-    if first is not None and (size := activation_bytes(model, first, results)) > BYTES_PER_RUN:
-        count = min(-(-size // BYTES_PER_RUN), len(results))
-        groups = [results[index::count] for index in range(count)]
+    if first is not None and activation_bytes(model, first, results) > BYTES_PER_RUN:
+        groups = _groups(model, first, set(results))
+        if can_be_cut(model):
+            stages = Stages(model, [[made[name] for name in group] for group in groups])
+            for feeds in samples:
+                yield from ((name, feeds[name]) for name in names if name in inputs)
+                yield from stages.run(feeds)
+            return
     for number, group in enumerate(groups):
         with Executor(model, group, optimize=True) as executor:
             for feeds in samples:
@@ -324,6 +330,20 @@ def tapped(
                     yield from ((name, feeds[name]) for name in names if name in inputs)
                 if group:
                     yield from executor.run(feeds, group).items()
+
+
+def _groups(model: ir.Model, feeds: Feeds, names: set[str]) -> list[list[str]]:
+    """Parts results of nodes, in the graph's order, so that those of a call stay below the limit."""
+    groups: list[list[str]] = [[]]
+    total = 0
+    for name in [value.name or "" for node in model.graph for value in node.outputs if value.name in names]:
+        size = activation_bytes(model, feeds, [name])
+        if groups[-1] and total + size > BYTES_PER_RUN:
+            groups.append([])
+            total = 0
+        groups[-1].append(name)
+        total += size
+    return groups
 
 
 def activation_bytes(model: ir.Model, feeds: Feeds, names: Sequence[str] | None = None) -> int:

@@ -81,7 +81,7 @@ def feeds_of(fed: Mapping[str, ir.TensorProtocol]) -> dict[str, np.ndarray]:
 
 
 def open_session(
-    proto: onnx.ModelProto, constants: Mapping[str, np.ndarray] | None = None
+    proto: onnx.ModelProto, constants: Mapping[str, np.ndarray] | None = None, *, optimize: bool = False
 ) -> onnxruntime.InferenceSession:
     """Opens a part in onnxruntime's reference mode, with as little preparation as possible.
 
@@ -89,6 +89,7 @@ def open_session(
         proto: The part.
         constants: Further initializers, which are read where they lie: the caller keeps them as long as
             the session.
+        optimize: Let onnxruntime optimize it, which is not its reference mode.
 
     Raises:
         Exception: What onnxruntime raises; it has a class per status code, without a base of their own.
@@ -97,7 +98,8 @@ def open_session(
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 4
     options.enable_cpu_mem_arena = options.enable_mem_pattern = False
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if not optimize:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     lend(proto, constants or {}, options)
     return onnxruntime.InferenceSession(
         proto.SerializeToString(), options, providers=["CPUExecutionProvider"]

@@ -37,6 +37,9 @@ BATCH = 8
 BYTES_PER_CALL = 2**27
 """Activations of one call stay below this where a smaller batch can do that."""
 
+BYTES_OF_OUTPUTS = 2**27
+"""Outputs of the float model are held for further trials while all of them together stay below this."""
+
 BYTES_PER_TRIAL = 2**30
 """Trials, which compare alternatives, run over so many bytes of activations each."""
 
@@ -64,10 +67,15 @@ class Calls:
         size = max(activation_bytes(model, first), 1) if first is not None else 1
         return cls(data, int(np.clip(BYTES_PER_CALL // size, 1, BATCH)), limit)
 
+    @staticmethod
+    def bytes_per_sample(model: ir.Model, data: Samples) -> int:
+        """Estimates the bytes of all activations of one sample."""
+        first = next(data.feeds(), None)
+        return 1 if first is None else max(activation_bytes(model, first) // _rows(first, BATCH), 1)
+
     def for_trials(self, model: ir.Model, most: int = 64) -> Calls:
         """Returns fewer calls, so that a trial is cheap: ``most`` samples, or down to 2 of a large model."""
-        first = next(self.data.feeds(), None)
-        size = max(activation_bytes(model, first), 1) if first is not None else 1
+        size = self.bytes_per_sample(model, self.data)
         return Calls(self.data, self.batch, min(self.limit, int(np.clip(BYTES_PER_TRIAL // size, 2, most))))
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
@@ -76,17 +84,21 @@ class Calls:
             if seen >= self.limit:
                 return
             yield feeds
-            seen += self._counted(feeds)
+            seen += _rows(feeds, BATCH)
 
     def _chosen(self) -> Samples:
         first = next(self.data.feeds(), None)
         if first is None or not isinstance(self.data, Divisible):
             return self.data
-        return self.data.limited(-(-self.limit // self._counted(first)))
+        return self.data.limited(-(-self.limit // _rows(first, BATCH)))
 
-    def _counted(self, feeds: Feeds) -> int:
-        # a call that was recorded as it is may hold more, and its first axis need not be samples
-        return min(max((array.shape[0] for array in feeds.values() if array.ndim), default=1), self.batch)
+
+def _rows(feeds: Feeds, most: int) -> int:
+    """For how many samples a call counts.
+
+    One that was recorded as it is may hold more than a batch, and its first axis need not be samples.
+    """
+    return min(max((array.shape[0] for array in feeds.values() if array.ndim), default=1), most)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,21 +116,67 @@ class Watched:
     label: str
 
     def __iter__(self) -> Iterator[Feeds]:
-        count = -(-min(self.calls.limit, len(self.calls.data)) // self.calls.batch)
+        first = next(self.calls.data.feeds(), None)
+        each = 1 if first is None else _rows(first, BATCH)
+        batch = self.calls.batch if each == 1 else 1  # recorded calls stay as they are
+        count = min(-(-self.calls.limit // (each * batch)), -(-len(self.calls.data) // batch))
         return iter(self.progress(self.calls, self.label, count))
 
 
-def worth(model: ir.Model, params: Parameters, calls: Calls) -> float:
-    """Returns the fidelity in dB of a model with some quantization to itself without."""
+class Reference:
+    """What a model makes of some calls, for comparing others with it; outputs are held while they are small.
+
+    Args:
+        model: The model; it is not changed.
+        calls: The calls.
+    """
+
+    def __init__(self, model: ir.Model, calls: Calls) -> None:
+        self.calls = calls
+        self._model: ir.Model = model
+        self._held: list[dict[str, np.ndarray]] | None = None
+
+    def pairs(self) -> Iterator[tuple[Feeds, dict[str, np.ndarray]]]:
+        """Yields every call with the model's outputs."""
+        if self._held is not None:
+            yield from zip(self.calls, self._held, strict=True)
+            return
+        held, size = [], 0
+        with Executor(self._model, optimize=True) as executor:
+            for feeds in self.calls:
+                outputs = executor.run(feeds)
+                size += sum(array.nbytes for array in outputs.values() if isinstance(array, np.ndarray))
+                if size <= BYTES_OF_OUTPUTS:
+                    held.append(outputs)
+                yield feeds, outputs
+        self._held = held if size <= BYTES_OF_OUTPUTS else None
+
+
+def worth(model: ir.Model, params: Parameters, calls: Calls | Reference) -> float:
+    """Returns the fidelity in dB of a model with some quantization to itself without.
+
+    Args:
+        model: The model without quantization.
+        params: The quantization.
+        calls: What both are run on; for several trials what the model, or one that computes the same,
+            makes of it.
+    """
     quantized = model.clone()
     write(quantized, params)
-    simulated = with_rounded_constants(quantized)
-    with Executor(model, optimize=True) as reference, Executor(simulated) as executor:
-        return fidelity.compare(reference.run, executor.run, calls).balanced
+    reference = calls if isinstance(calls, Reference) else Reference(model, calls)
+    found = fidelity.Fidelity()
+    with Executor(with_rounded_constants(quantized)) as executor:
+        for feeds, wanted in reference.pairs():
+            found.add(wanted, executor.run(feeds))
+    return found.balanced
 
 
 def int8_worth(
-    model: ir.Model, rules: QuantizationRules, keep: set[str], calls: Iterable[Feeds], judging: Calls
+    model: ir.Model,
+    rules: QuantizationRules,
+    keep: set[str],
+    calls: Iterable[Feeds],
+    judging: Calls | Reference,
 ) -> float:
     """Returns the fidelity in dB of static int8, with ranges from ``calls``, to the model in float."""
     placement, observers = calibrate(model, rules, calls, keep)

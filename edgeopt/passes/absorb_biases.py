@@ -29,7 +29,7 @@ from edgeopt.graph.change import Change, NoMatch, Rewrite, Skipped
 from edgeopt.graph.names import name_nodes, original_names
 from edgeopt.graph.observers import tapped
 from edgeopt.graph.quantization import Names, add_initializer
-from edgeopt.passes._calibration import WORTH, Calls, int8_worth
+from edgeopt.passes._calibration import WORTH, Calls, Reference, int8_worth
 from edgeopt.passes._rules import kept, quantization_rules
 from edgeopt.passes.base import Context, Facet, Keeps, Pass, Stage
 from edgeopt.passes.equalize_channels import Pair, find_pair
@@ -99,7 +99,7 @@ class AbsorbBiases(Pass):
         _absorb(candidate, {node.name or "": found for node, found in constant.items()})
         if context.validation is not None and len(context.validation):
             trial = calls.for_trials(model)
-            judging = Calls(context.validation, trial.batch, trial.limit)
+            judging = Reference(model, Calls(context.validation, trial.batch, trial.limit))
             rules = quantization_rules(context.rules)
             before, after = (int8_worth(one, rules, keep, trial, judging) for one in (model, candidate))
             change.details = {"fidelity": round(before, 2), "fidelity_after": round(after, 2)}

@@ -28,7 +28,7 @@ from edgeopt.graph.change import Change, NoMatch, Rewrite, Skipped
 from edgeopt.graph.names import name_nodes, original_names
 from edgeopt.graph.observers import channel_maxima
 from edgeopt.graph.placement import is_constant
-from edgeopt.passes._calibration import WORTH, Calls, int8_worth
+from edgeopt.passes._calibration import WORTH, Calls, Reference, int8_worth
 from edgeopt.passes._rules import kept, quantization_rules
 from edgeopt.passes.base import Context, Facet, Keeps, Pass, Stage
 from edgeopt.platform import QuantizationRules
@@ -137,7 +137,7 @@ class EqualizeChannels(Pass):
             return (ALPHAS[0], equalize(pairs, seen, ALPHAS[0])), {}
         rules = quantization_rules(context.rules)
         keep = set(kept(model, self.keep_float))
-        judging = Calls(samples, calls.batch, calls.limit)
+        judging = Reference(model, Calls(samples, calls.batch, calls.limit))
         judged: dict[str, float] = {}
         best: tuple[float | None, Arrays] | None = None
         highest = judged["none"] = _trial(model, {}, rules, keep, calls, judging)
@@ -162,7 +162,7 @@ def _trial(
     rules: QuantizationRules,
     keep: set[str],
     calls: Calls,
-    judging: Calls,
+    judging: Reference,
 ) -> float:
     """Returns the fidelity of the int8 model with some constants replaced."""
     candidate = model.clone()

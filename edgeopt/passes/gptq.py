@@ -24,7 +24,6 @@ from edgeopt import units
 from edgeopt.errors import RuntimeFailure, UserError
 from edgeopt.graph.change import Change, Rewrite, Skipped
 from edgeopt.graph.names import name_nodes, original_names
-from edgeopt.graph.observers import activation_bytes
 from edgeopt.graph.quantization import integer_range, read
 from edgeopt.passes._calibration import WORTH, Calls
 from edgeopt.passes._forms import Forms
@@ -207,8 +206,7 @@ def _samples(call: Mapping[str, np.ndarray]) -> int:
 
 def _fitting(model: ir.Model, data: Samples, samples: int) -> Calls:
     """As many calls as memory allows, small enough that some can be held out."""
-    first = next(data.feeds(), None)
-    size = max(activation_bytes(model, first), 1) if first is not None else 1
+    size = Calls.bytes_per_sample(model, data)
     limit = int(np.clip(BYTES // size, min(LEAST_SAMPLES, samples), samples))
     calls = Calls.fitting(model, data, limit)
     return replace(calls, batch=int(np.clip(min(limit, len(data)) // (2 * HELD), 1, calls.batch)))

@@ -22,7 +22,7 @@ from edgeopt.graph.change import Change, Rewrite, Skipped
 from edgeopt.graph.names import carry_names, name_nodes, original_names
 from edgeopt.graph.placement import is_constant, place
 from edgeopt.graph.quantization import Names, add_initializer, drop_initializer
-from edgeopt.passes._calibration import METHODS, WORTH, Calls, calibrate, scales, worth
+from edgeopt.passes._calibration import METHODS, WORTH, Calls, Reference, calibrate, scales, worth
 from edgeopt.passes._rows import sample_rows
 from edgeopt.passes._rules import kept, quantization_rules
 from edgeopt.passes._smoothing import GAIN, Smoothing, search
@@ -134,7 +134,7 @@ class SmoothActivations(Pass):
         if samples is None or len(samples) == 0:
             return change
         calls = Calls(calls.data, calls.batch, SAMPLES // 4)
-        judging = Calls(samples, calls.batch, calls.limit)
+        judging = Reference(plain, Calls(samples, calls.batch, calls.limit))
         keep = set(kept(model, self.keep_float))
         judged = {}
         for name, candidate in (("none", plain), ("smoothed", model)):

@@ -25,7 +25,7 @@ from edgeopt.graph.observers import Observer
 from edgeopt.graph.placement import Placement, is_constant, place
 from edgeopt.graph.quantization import Parameters, QuantParams, Site, write
 from edgeopt.graph.thresholds import PERCENTILE, Method
-from edgeopt.passes._calibration import METHODS, Calls, Watched, calibrate, scales, worth
+from edgeopt.passes._calibration import METHODS, Calls, Reference, Watched, calibrate, scales, worth
 from edgeopt.passes._calibration_lint import lint
 from edgeopt.passes._rules import comes_quantized, kept, mark, quantization_rules, settled
 from edgeopt.passes._sensitivity import Trial, shown, told
@@ -132,12 +132,13 @@ class StaticInt8(Pass):
         choices = {method: scales(model, placement, observers, method, self.percentile) for method in methods}
         if self.throughout != "no":
             choices = self._by_channel(model, rules, keep, observers, choices, calls)
-        method, judged = self._best(model, choices, context)
+        reference = self._reference(model, context)
+        method, judged = self._best(model, choices, reference)
         notes = lint(model, observers, method, data, context.validation, self.samples, self.percentile)
         if self.activation_bits == 16:
             notes.append(FLOAT_KERNELS)
         params = choices[method]
-        moving = self._per_call(model, rules, placement, params, judged, context)
+        moving = self._per_call(model, rules, placement, params, judged, reference)
         if moving:
             params = {**params, **moving}
         ranking = _ranking(model, params, context)
@@ -170,7 +171,7 @@ class StaticInt8(Pass):
         placement: Placement,
         params: Parameters,
         judged: dict[str, float],
-        context: Context,
+        reference: Reference | None,
     ) -> Parameters:
         """Returns new parameters of inputs whose ranges had better be computed at every call, if any.
 
@@ -178,7 +179,9 @@ class StaticInt8(Pass):
         products alone read, where the runtime has kernels for it, and it is all or nothing: on a processor
         the one costs what the other does.
         """
-        if self.observer != "auto" or self.throughout != "no" or self.activation_bits != 8 or not judged:
+        if self.observer != "auto" or self.throughout != "no" or self.activation_bits != 8:
+            return {}
+        if not judged or reference is None:
             return {}
         moving = {
             where: [QuantParams(ir.DataType.UINT8, None)]
@@ -187,10 +190,8 @@ class StaticInt8(Pass):
         }
         if not moving:
             return {}
-        assert context.validation is not None
-        calls = Calls.fitting(model, context.validation, self.samples).for_trials(model)
         before = max(judged.values())
-        judged["per-call"] = round(worth(model, {**params, **moving}, calls), 2)
+        judged["per-call"] = round(worth(model, {**params, **moving}, reference), 2)
         return moving if judged["per-call"] >= before + PER_CALL else {}
 
     def _flow(self, model: ir.Model, rules: QuantizationRules, keep: set[str], unfit: set[str]) -> Throughout:
@@ -220,18 +221,23 @@ class StaticInt8(Pass):
             made[method] = {**params, **channel_parameters(model, flow, known, calls)}
         return made
 
+    def _reference(self, model: ir.Model, context: Context) -> Reference | None:
+        """The model in float on validation samples, if there are any."""
+        if context.validation is None or len(context.validation) == 0:
+            return None
+        return Reference(model, Calls.fitting(model, context.validation, self.samples).for_trials(model))
+
     def _best(
-        self, model: ir.Model, choices: dict[Method, Parameters], context: Context
+        self, model: ir.Model, choices: dict[Method, Parameters], reference: Reference | None
     ) -> tuple[Method, dict[str, float]]:
         """Returns the method whose ranges are the most faithful, and the fidelity of each in dB.
 
         Ranges that cut something off must gain by it: data may come whose numbers are larger.
         """
         first = next(iter(choices))
-        if len(choices) == 1 or context.validation is None or len(context.validation) == 0:
+        if len(choices) == 1 or reference is None:
             return first, {}
-        calls = Calls.fitting(model, context.validation, self.samples).for_trials(model)
-        judged = {method: round(worth(model, params, calls), 2) for method, params in choices.items()}
+        judged = {method: round(worth(model, params, reference), 2) for method, params in choices.items()}
         slack = {method: CUTTING if method == "min-max" else 0.0 for method in choices}
         return max(choices, key=lambda method: judged[method] + slack[method]), dict(judged.items())
 

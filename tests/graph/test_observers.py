@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edgeopt.graph import observers
 from edgeopt.graph.observers import BINS, Observer, channel_scales, observe, parameters
 from edgeopt.graph.quantization import dequantize_array, quantize_array
 from edgeopt.graph.thresholds import METHODS, Histogram, Method, entropy, least_damage
@@ -223,3 +224,54 @@ def test_memory_does_not_grow_with_samples_or_their_shapes() -> None:
     assert held == 2 * BINS * 8
     assert observers["y"].range("min-max", INT8) == (0.0, 39.0)
     assert observers["y"].counts.sum() == sum((1 + index % 3) * (10 + index) for index in range(40))
+
+
+def test_large_values_are_tapped_in_stages_and_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(0)
+    x = ir.val("x", ir.DataType.FLOAT, ["n", 4])
+    value, nodes, constants = x, [], []
+    for index in range(6):
+        array = random.standard_normal((4, 4)).astype(np.float32)
+        weight = ir.val(
+            f"w{index}", ir.DataType.FLOAT, [4, 4], const_value=ir.tensor(array, name=f"w{index}")
+        )
+        constants.append(weight)
+        # the input and the first result are read again at the end
+        inputs = [value, weight] if index < 4 else [value, nodes[0].outputs[0] if index == 4 else x]
+        nodes.append(ir.node("MatMul" if index < 4 else "Add", inputs, name=f"node{index}"))
+        value = nodes[-1].outputs[0]
+        value.name, value.type, value.shape = (
+            f"v{index}",
+            ir.TensorType(ir.DataType.FLOAT),
+            ir.Shape(["n", 4]),
+        )
+    graph = ir.Graph([x], [value], nodes=nodes, initializers=constants, opset_imports={"": 21}, name="g")
+    model = ir.Model(graph, ir_version=10)
+    calls = [{"x": random.standard_normal((3, 4)).astype(np.float32)} for _ in range(3)]
+    names = ["v5", "x", "v0", "v2", "v4"]
+
+    def seen() -> dict[str, list[np.ndarray]]:
+        found: dict[str, list[np.ndarray]] = {name: [] for name in names}
+        for name, array in observers.tapped(model, names, calls):
+            found[name].append(array)
+        return found
+
+    whole = seen()
+    stages: list[int] = []
+    init = observers.Stages.__init__
+
+    def counted(self: observers.Stages, model: ir.Model, groups: list[list[ir.Value]]) -> None:
+        stages.append(len(groups))
+        init(self, model, groups)
+
+    monkeypatch.setattr(observers.Stages, "__init__", counted)
+    for limit, count in ((3 * 16, 4), (2 * 3 * 16, 2)):
+        monkeypatch.setattr(observers, "BYTES_PER_RUN", limit)
+        for name, arrays in seen().items():
+            assert len(arrays) == len(calls)
+            for one, other in zip(arrays, whole[name], strict=True):
+                np.testing.assert_allclose(one, other, rtol=1e-6)
+        assert stages[-1] == count
+    value.type = None  # what is handed on must be known to be a tensor
+    assert all(len(arrays) == len(calls) for arrays in seen().values())
+    assert len(stages) == 2

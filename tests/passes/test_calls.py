@@ -7,13 +7,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pytest
 
+from edgeopt.graph.execute import Executor
 from edgeopt.harness import RecordedCalls
-from edgeopt.passes._calibration import Calls
+from edgeopt.passes import _calibration
+from edgeopt.passes._calibration import Calls, Reference
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from networks import Rows
+from networks import Net, Rows, rows
 
 
 class Ordered(Rows):
@@ -49,3 +52,34 @@ def test_recorded_calls_come_from_all_over_the_recording(tmp_path: Path) -> None
         np.savez(path, x=np.full((16, 1), index, np.float32))
     calls = list(Calls(RecordedCalls(files), 8, 24))  # each counts as the eight samples of a call
     assert [float(feeds["x"][0, 0]) for feeds in calls] == [0, 4, 8]
+
+
+def test_recorded_calls_of_a_large_model_count_for_as_many_samples(tmp_path: Path) -> None:
+    files = [tmp_path / f"{index}.npz" for index in range(12)]
+    for index, path in enumerate(files):
+        np.savez(path, x=np.full((16, 1), index, np.float32))
+    assert len(list(Calls(RecordedCalls(files), 1, 24))) == 3  # memory allows one sample a call
+
+
+def test_the_float_model_runs_once_for_several_trials(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = Net(["n", 4])
+    model = net.model(net.add("MatMul", net.x, net.weight(4, 3)))
+    ran: list[int] = []
+    run = Executor.run
+
+    def counted(self: Executor, *arguments: object, **options: object) -> dict[str, np.ndarray]:
+        ran.append(1)
+        return run(self, *arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Executor, "run", counted)
+    reference = Reference(model, Calls(rows((4,), count=5), 1, 5))
+    first = [(feeds["x"].copy(), outputs) for feeds, outputs in reference.pairs()]
+    again = list(reference.pairs())
+    assert len(ran) == 5
+    for (x, outputs), (feeds, held) in zip(first, again, strict=True):
+        np.testing.assert_array_equal(x, feeds["x"])
+        np.testing.assert_array_equal(outputs["v0"], held["v0"])
+    monkeypatch.setattr(_calibration, "BYTES_OF_OUTPUTS", 24)  # of two samples
+    reference = Reference(model, Calls(rows((4,), count=5), 1, 5))
+    assert [len(list(reference.pairs())) for _ in range(2)] == [5, 5]
+    assert len(ran) == 15
