@@ -20,12 +20,14 @@ class Product:
 
     Attributes:
         node: Its name.
-        operator: ``Conv``, ``Gemm`` or ``MatMul``.
+        operator: ``Conv``, ``Gemm`` or ``MatMul``, which is also a Gemm that adds no bias of its own.
         source: The value it reads, by name.
         weight: Its weight, by name.
         groups: How many groups its channels are in.
         transposed: Whether the weight is [columns, outputs].
         bias: The constant added to its outputs, by name, if one number per output, else ``None``.
+        scaled: The Mul behind it that multiplies each row by a factor, and the factors' value, by name: the
+            bias comes behind it, and rows count with their factors.
         kernel, strides, pads, dilations: Those of a Conv of two spatial axes; a missing axis has length 1.
     """
 
@@ -36,10 +38,16 @@ class Product:
     groups: int = 1
     transposed: bool = False
     bias: str | None = None
+    scaled: tuple[str, str] | None = None
     kernel: tuple[int, int] = (1, 1)
     strides: tuple[int, int] = (1, 1)
     pads: tuple[int, int, int, int] = (0, 0, 0, 0)
     dilations: tuple[int, int] = (1, 1)
+
+    @property
+    def last(self) -> str:
+        """The node whose output is the product, by name."""
+        return self.node if self.scaled is None else self.scaled[0]
 
     def matrix(self, weight: np.ndarray) -> np.ndarray:
         """Returns weights as [groups, outputs, columns]."""
@@ -106,13 +114,21 @@ def read_product(node: ir.Node) -> Product | None:
     if len(shape) != 2:
         return None
     if node.op_type == "MatMul":
-        return Product(name, "MatMul", *values, transposed=True, bias=_added(node, shape[1]))
+        scaled, last = _scaled(node)
+        bias = _added(last, shape[1])
+        return Product(name, "MatMul", *values, transposed=True, bias=bias, scaled=scaled)
     if node.attributes.get_int("transA", 0) or node.attributes.get_float("alpha", 1.0) != 1:
         return None
     if node.attributes.get_float("beta", 1.0) != 1:
         return None
     transposed = not node.attributes.get_int("transB", 0)
-    bias = _bias(node.inputs[2] if len(node.inputs) > 2 else None, shape[1 if transposed else 0])
+    outputs = shape[1 if transposed else 0]
+    if len(node.inputs) < 3 or node.inputs[2] is None:
+        scaled, last = _scaled(node)
+        if scaled is not None:
+            bias = _added(last, outputs)
+            return Product(name, "MatMul", *values, transposed=transposed, bias=bias, scaled=scaled)
+    bias = _bias(node.inputs[2] if len(node.inputs) > 2 else None, outputs)
     return Product(name, "Gemm", *values, transposed=transposed, bias=bias)
 
 
@@ -147,6 +163,24 @@ def _bias(value: ir.Value | None, count: int) -> str | None:
     if value.dtype != ir.DataType.FLOAT or len(list(value.uses())) != 1 or value.is_graph_output():
         return None
     return value.name if tuple(value.const_value.shape.numpy()) == (count,) else None
+
+
+def _scaled(node: ir.Node) -> tuple[tuple[str, str] | None, ir.Node]:
+    """The Mul, the only reader, that multiplies a product's rows by computed factors; and which is last."""
+    output = node.outputs[0]
+    uses = list(output.uses())
+    if len(uses) != 1 or output.is_graph_output() or uses[0].node.op_type != "Mul" or output.shape is None:
+        return None, node
+    behind = uses[0].node
+    factors = behind.inputs[1 - uses[0].idx]
+    if factors is None or is_constant(factors) or factors.shape is None or factors is output:
+        return None, node
+    if len(factors.shape) != len(output.shape) or factors.shape[-1] != 1 or output.shape[-1] == 1:
+        return None, node
+    pairs = zip(list(factors.shape)[:-1], list(output.shape)[:-1], strict=True)
+    if any(one != two and isinstance(one, int) and isinstance(two, int) for one, two in pairs):
+        return None, node
+    return (behind.name or "", factors.name or ""), behind
 
 
 def _added(node: ir.Node, count: int) -> str | None:

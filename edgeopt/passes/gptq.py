@@ -236,7 +236,7 @@ def _shortcut(product: Product, lanes: tuple[Lane, Lane]) -> tuple[str, str] | N
     """The other summand of the sum that the product's output goes into, in both models, if known."""
     found = []
     for one in lanes:
-        node = one.nodes[product.node]
+        node = one.nodes[product.last]
         while True:
             uses = list(node.outputs[0].uses())
             if len(uses) != 1 or node.outputs[0].is_graph_output():
@@ -251,7 +251,7 @@ def _shortcut(product: Product, lanes: tuple[Lane, Lane]) -> tuple[str, str] | N
             if other is None or other is reader.inputs[uses[0].idx]:
                 return None
             if other.is_initializer():
-                if node.name != product.node and node.op_type == "Add":
+                if node.name != product.last and node.op_type == "Add":
                     return None
                 node = reader
                 continue
@@ -279,7 +279,7 @@ def _solve(
     matrix = product.matrix(weight)
     groups, outputs, columns = matrix.shape
     free = product.bias is not None
-    output = plain.output(product.node)
+    output = plain.output(product.last)
     source = simulated.nodes[product.node].inputs[0]
     assert source is not None
     reads = source.name or ""
@@ -288,6 +288,8 @@ def _solve(
         sums = None  # the other summand comes later, and will make up for this one
     wanted = (output,) if sums is None else (output, sums[0])
     given = (reads,) if sums is None else (reads, sums[1])
+    if product.scaled is not None:
+        given = (*given, product.scaled[1])
     total = int(np.clip(ROWS_PER_COLUMN * columns, LEAST_ROWS, MOST_ROWS))
     each = -(-total // len(plain.calls))
     fit, held = Moments.empty(groups, outputs, columns), Moments.empty(groups, outputs, columns)
@@ -301,6 +303,9 @@ def _solve(
         array = exact[output]
         at = product.positions(array, each, generator)
         rows = product.rows(made[reads], array.shape, at)
+        if product.scaled is not None:
+            factors = np.broadcast_to(made[product.scaled[1]], (*array.shape[:-1], 1))
+            rows = rows * factors.reshape(-1)[at][:, None]
         errors = product.outputs(array, at) - np.einsum("gnk,gok->gno", rows, small, optimize=True)
         if bias is not None:
             errors -= bias

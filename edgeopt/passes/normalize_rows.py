@@ -13,7 +13,8 @@ stays one, and a bias is added behind the multiplication.
 
 Each site costs these small operators, so the pass looks for the few that are worth it: the noise that a value
 makes at the outputs when it alone is quantized, times the part of it that rows of their own would take away,
-as a share of the noise of the whole int8 model. Whether the model gains is judged on validation samples.
+as a share of the noise of the whole int8 model. Of large models values made by the same operator are looked
+at together. Whether the model gains is judged on validation samples.
 """
 
 from __future__ import annotations
@@ -53,8 +54,14 @@ FEWEST, MOST = 64, 256
 LEAST_SHARE = 0.02
 """The part of the whole model's noise that a site must take away."""
 
+LEFT = 0.8
+"""Rows of their own must leave no more than this part of a value's own noise."""
+
 MACS = 2e10
 """Multiply-accumulates that looking for the sites may cost: a few seconds."""
+
+PASSING = ("Mul", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice")
+"""Operators whose values are looked at with those of the operator before them."""
 
 ROWS, ROWS_PER_CALL = 768, 48
 """Rows of a value that are looked at."""
@@ -125,7 +132,10 @@ class NormalizeRows(Pass):
         if not groups or not data or not samples:
             return Change(summary="none")
         affordable = _affordable(model, samples)
-        count = min(affordable // len(groups), MOST)
+        parts = [[group] for group in groups]
+        if affordable < len(parts):
+            parts = _by_maker(groups)
+        count = min(affordable // len(parts), MOST)
         if not count:
             return Change(summary="left as it is: finding the rows that gain would take too long")
         calls = Calls.fitting(model, data, int(np.clip(affordable, FEWEST, MOST)))
@@ -136,7 +146,7 @@ class NormalizeRows(Pass):
         params = choices[int(np.argmax(before))]
         change = Change()
         looked = Calls(samples, min(calls.batch, count), count)
-        gains = self._gains(model, groups, params, looked, context, symmetric=rules.activation.symmetric)
+        gains = self._gains(model, parts, params, looked, context, symmetric=rules.activation.symmetric)
         chosen = []
         for group in groups:
             if gains.get(group.value.name or "", 0.0) < self.share:
@@ -168,27 +178,29 @@ class NormalizeRows(Pass):
     def _gains(
         self,
         model: ir.Model,
-        groups: list[Group],
+        parts: list[list[Group]],
         params: Parameters,
         calls: Calls,
         context: Context,
         *,
         symmetric: bool,
     ) -> dict[str, float]:
-        """Returns per value the part of the whole model's noise that rows of their own would take away."""
+        """Returns per value what part of the whole noise rows of their own take away from its part."""
         ranges = {where.value: (where, chain[0]) for where, chain in params.items()}
-        names = [group.value.name or "" for group in groups if (group.value.name or "") in ranges]
+        names = [name for part in parts for group in part if (name := group.value.name or "") in ranges]
         fixed = {name: ranges[name][1] for name in names}
         left = _left(model, names, fixed, calls, symmetric=symmetric)
         judge = Judge.of(model, calls)
         whole = _noise(judge.decibels(_quantized(model, params)))
-        gains = {}
-        for name in context.progress(names, "noise of rows", len(names)):
-            if left.get(name, 1.0) >= 1 - self.share:
+        gains: dict[str, float] = {}
+        for part in context.progress(parts, "noise of rows", len(parts)):
+            gaining = [name for group in part if left.get(name := group.value.name or "", 1.0) < LEFT]
+            if not gaining:
                 continue
-            where, chosen = ranges[name]
-            alone = _noise(judge.decibels(_quantized(model, {where: [chosen]})))
-            gains[name] = alone / max(whole, 1e-30) * (1 - left[name])
+            alone = {where: [chosen] for where, chosen in (ranges[name] for name in gaining)}
+            noise = _noise(judge.decibels(_quantized(model, alone))) / max(whole, 1e-30)
+            gain = noise * (1 - float(np.mean([left[name] for name in gaining])))
+            gains.update(dict.fromkeys(gaining, gain))
         return gains
 
 
@@ -298,8 +310,21 @@ def _along_rows(softmax: ir.Node) -> bool:
     return axis == -1 or (shape is not None and axis == len(shape) - 1)
 
 
+def _by_maker(groups: list[Group]) -> list[list[Group]]:
+    """Parts values by the operator that makes them, past what moves or scales them."""
+    parts: dict[str, list[Group]] = {}
+    for group in groups:
+        maker = group.value.producer()
+        while maker is not None and maker.op_type in PASSING and maker.inputs[0] is not None:
+            if (before := maker.inputs[0].producer()) is None:
+                break
+            maker = before
+        parts.setdefault("" if maker is None else maker.op_type, []).append(group)
+    return list(parts.values())
+
+
 def _affordable(model: ir.Model, samples: Samples) -> int:
-    """How many samples may be run while looking for the sites."""
+    """How many calls like the first may be run while looking for the sites."""
     first = next(samples.feeds(), None)
     if first is None:
         return 0

@@ -8,10 +8,12 @@ import pytest
 from networks import Net, Rows, residual_net, rows
 
 from edgeopt import fidelity, passes
+from edgeopt.graph.cost import cost
 from edgeopt.graph.execute import Executor
 from edgeopt.graph.names import name_nodes
 from edgeopt.graph.quantization import Names, read, strip
-from edgeopt.passes import Change, Context, Facets, Pass
+from edgeopt.passes import Change, Context, Facets, Pass, normalize_rows
+from edgeopt.passes._products import read_product
 from edgeopt.passes._rules import quantization_rules
 from edgeopt.passes.normalize_rows import find_groups, normalize
 from edgeopt.platform import load_platform
@@ -145,3 +147,41 @@ def test_only_so_many_rewrites_as_are_allowed() -> None:
     assert isinstance(step, Pass)
     served = Facets(load_platform("raspberry-pi-4").rules, samples, Rows(samples.rows[4::5]))
     assert not step.apply(model, Context(served, step.reads, limit=0)).rewrites
+
+
+def test_of_a_model_too_large_to_look_at_site_by_site_the_makers_are_looked_at(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    net = Net(["n", 24, 16])
+    loud = net.constant(np.where(np.arange(24) < 2, 8.0, 0.5).astype(np.float32)[:, None])
+    made = []
+    for _ in range(2):
+        weights = net.add("Softmax", net.add("Mul", net.x, loud), axis=-1)
+        centred = net.random.standard_normal((16, 16)).astype(np.float32)
+        made.append(net.add("MatMul", weights, net.constant(centred - centred.mean(0))))
+    model, samples = net.model(*made), rows((24, 16))
+    calls = cost(model).macs
+    monkeypatch.setattr(normalize_rows, "MACS", float(calls))
+    change = apply("normalize-rows", model.clone(), samples)
+    assert len(change.rewrites) == 2 and len(set(change.details["shares"].values())) == 1
+    monkeypatch.setattr(normalize_rows, "MACS", calls / 2)
+    assert "too long" in apply("normalize-rows", model, samples).summary
+
+
+def test_solving_for_weights_counts_rows_with_their_factors() -> None:
+    model, samples = tokens(), rows((32,))
+    changed = model.clone()
+    apply("normalize-rows", changed, samples)
+    apply("static-int8", changed, samples)
+    before = decibels(model, changed, samples)
+    step = passes.make("gptq")
+    assert isinstance(step, Pass)
+    served = Facets(calibration=samples, validation=Rows(samples.rows[4::5]), teacher=model)
+    change = step.apply(changed, Context(served, step.reads))
+    assert [rewrite.site for rewrite in change.rewrites] == ["/gemm_5"]
+    assert decibels(model, changed, samples) > before + 1
+    product = next(found for node in model.graph if (found := read_product(node)) is not None)
+    assert product.operator == "Gemm" and product.scaled is None
+    strip(changed)
+    product = next(found for node in changed.graph if (found := read_product(node)) is not None)
+    assert product.scaled is not None and product.bias == model.graph.node("/gemm_5").inputs[2].name
