@@ -149,6 +149,28 @@ def test_scales_get_the_gradients_of_learned_step_sizes(torch: Any) -> None:
     assert float(scale.grad) == pytest.approx(float(wanted), abs=1e-4)
 
 
+@pytest.mark.parametrize("axis", [None, 1])
+def test_a_pair_of_quantizers_run_as_one_equals_the_two(torch: Any, axis: int | None) -> None:
+    x = ir.val("x", ir.DataType.FLOAT, [64, 3])
+    y = ir.node("Relu", [x], name="relu")
+    y.outputs[0].name = "y"
+    model = model_of([y], [x], y.outputs)
+    size = () if axis is None else (3,)
+    scale, zero = np.full(size, 0.02, np.float32), np.full(size, 100, np.uint8)
+    write(model, {Site("x"): [QuantParams(ir.DataType.UINT8, scale, zero, axis)]})
+    integers = next(node for node in model.graph if node.op_type == "QuantizeLinear").outputs[0].name
+    numbers = normal(64, 3) * 3
+    found = []
+    for wanted in (["y"], ["y", integers]):  # integers that are wanted are computed
+        learned = torch.tensor(scale, requires_grad=True)
+        source = torch.tensor(numbers, requires_grad=True)
+        made = autograd.run(model, {"x": source}, to_values=wanted, parameters={"x_scale": learned})["y"]
+        (made * torch.arange(192.0).reshape(64, 3)).sum().backward()
+        found.append((made.detach(), source.grad, learned.grad))
+    for one, two in zip(*found, strict=True):
+        assert torch.allclose(one, two, rtol=1e-4)
+
+
 def test_soft_rounding_begins_at_the_float_weight(torch: Any) -> None:
     from edgeopt.graph.autograd.quantizers import rounding_logits, soft_round
 

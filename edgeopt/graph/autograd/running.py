@@ -80,6 +80,8 @@ class Segment:
         self._given = {values[name] for name in [*self.from_values, *self.parameters]}
         self._wanted = [values[name] for name in self.to_values]
         self._nodes = self._between()
+        self._pairs = self._round_trips() if quantized else {}
+        self._nodes = [node for node in self._nodes if node not in set(self._pairs.values())]
         self._kept = self._constants()
         self._dead = self._ends()
 
@@ -105,6 +107,26 @@ class Segment:
             )
         return nodes
 
+    def _round_trips(self) -> dict[ir.Node, ir.Node]:
+        """Finds each DequantizeLinear that undoes a QuantizeLinear whose integers only such read."""
+        inside = set(self._nodes)
+        ends = {*self._given, *self._wanted}
+        pairs: dict[ir.Node, ir.Node] = {}
+        for node in self._nodes:
+            if node.op_type != "QuantizeLinear" or node.outputs[0] in ends:
+                continue
+            uses = list(node.outputs[0].uses())
+            readers = [use.node for use in uses if use.node in inside]
+            if any(use.node.graph is not node.graph for use in uses):
+                continue  # a branch reads the integers
+            if all(_undoes(reader, node) for reader in readers):
+                pairs.update(dict.fromkeys(readers, node))
+        return pairs
+
+    def _read(self, node: ir.Node) -> list[ir.Value]:
+        """Lists what a node reads when it is computed."""
+        return read(self._pairs.get(node, node))
+
     def _constants(self) -> dict[ir.Value, Tensor]:
         """Computes what depends on nothing that is given."""
         torch = require_torch()
@@ -115,17 +137,17 @@ class Segment:
             for value in self._initializers():
                 known[value] = self._place(to_torch(value.const_value, value.name or "", self.dtype))
             for node in self._nodes:
-                if any(value in varying for value in read(node)):
+                if any(value in varying for value in self._read(node)):
                     varying.update(node.outputs)
                     rest.append(node)
                 else:
                     self._compute(node, known)
         self._nodes = rest
-        used = {value for node in rest for value in read(node)} | set(self._wanted)
+        used = {value for node in rest for value in self._read(node)} | set(self._wanted)
         return {value: tensor for value, tensor in known.items() if value in used}
 
     def _initializers(self) -> list[ir.Value]:
-        found = {value for node in self._nodes for value in read(node)} | set(self._wanted)
+        found = {value for node in self._nodes for value in self._read(node)} | set(self._wanted)
         return [
             value
             for value in found
@@ -136,7 +158,7 @@ class Segment:
         """Lists per node the values that are read no more after it, so that memory is freed."""
         last: dict[ir.Value, int] = {}
         for index, node in enumerate(self._nodes):
-            last.update(dict.fromkeys([*read(node), *node.outputs], index))
+            last.update(dict.fromkeys([*self._read(node), *node.outputs], index))
         dead: list[list[ir.Value]] = [[] for _ in self._nodes]
         kept = {*self._wanted, *self._kept}
         for value, index in last.items():
@@ -185,6 +207,12 @@ class Segment:
     def _compute(self, node: ir.Node, known: dict[ir.Value, Tensor]) -> None:
         if node.op_type == "If":
             results: Sequence[Tensor] = self._branch(node, known)
+        elif (first := self._pairs.get(node)) is not None:
+            calls = [Call(step, self.opset, self.dtype) for step in (first, node)]
+            from edgeopt.graph.autograd.quantizers import round_trip
+
+            arguments = _arguments(self.operators[first.op_type], first, known, self.device)
+            results = (round_trip(calls[0], calls[1], arguments),)
         elif not self._quantized and (source := _unquantized(node)) is not None:
             results = (known[source],)
         else:
@@ -273,6 +301,16 @@ def _unquantized(node: ir.Node) -> ir.Value | None:
     maker = source.producer()
     quantizes = maker is not None and maker.op_type in ("QuantizeLinear", "DynamicQuantizeLinear")
     return source if quantizes else None  # integer constants have no float form but this one
+
+
+def _undoes(second: ir.Node, first: ir.Node) -> bool:
+    """Whether a DequantizeLinear has the very scale and zero point of a QuantizeLinear."""
+    if second.op_type != "DequantizeLinear" or list(second.inputs[1:]) != list(first.inputs[1:]):
+        return False
+    return all(
+        second.attributes.get_int(name, default) == first.attributes.get_int(name, default)
+        for name, default in (("axis", 1), ("block_size", 0))
+    )
 
 
 def _name(node: ir.Node) -> str:
