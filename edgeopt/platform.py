@@ -195,6 +195,7 @@ class QuantizationRules(schema.Schema):
         constants: Per operator type the inputs that may hold integers when they are constant, though
             the operator computes in float (weight-only quantization), with the axis that has a scale
             of its own per channel, or ``None``.
+        rows_of: Operators that gather rows of a constant, which may then have a scale per row instead.
         block_sizes: Block sizes of weight-only quantization, the preferred first.
         block_kernels: Operators that compute on constants packed in blocks; others widen them.
         slope_factor: Where the kernel of LeakyRelu multiplies in fixed point, one over its smallest factor;
@@ -211,6 +212,7 @@ class QuantizationRules(schema.Schema):
     row_ranges: list[str] = []
     constants_stored: Literal["integer", "float"] = "integer"
     constants: dict[str, dict[int, int | None]] = {}
+    rows_of: list[str] = []
     block_sizes: list[int] = []
     block_kernels: list[str] = []
     slope_factor: int = 0

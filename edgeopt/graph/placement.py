@@ -35,11 +35,13 @@ class Constant:
         value: Its name.
         rule: How.
         axis: The axis that has a scale per channel; ``None`` per tensor.
+        other: Another axis that may have it instead, where that is nearer.
     """
 
     value: str
     rule: TensorRule
     axis: int | None
+    other: int | None = None
 
 
 @dataclass(slots=True)
@@ -341,6 +343,14 @@ class _Placer:
         self.weight_rules[value] = (rule, axis)
         self.weights.setdefault(value, set()).add(reader)
 
+    def _other_axis(self, value: ir.Value, readers: Set[tuple[str, int]], axis: int | None) -> int | None:
+        """The rows of a table where all that read it gather rows, which the runtime widens afterwards."""
+        gathers = [use.node for use in value.uses() if (use.node.name or "", use.idx) in readers]
+        fits = all(
+            node.op_type in self.rules.rows_of and node.attributes.get_int("axis", 0) == 0 for node in gathers
+        )
+        return 0 if fits and axis == 1 and len(value.shape or ()) == 2 else None
+
     def _sites(self) -> Placement:
         result = self.placement
         for value in [*self.graph.inputs, *(out for node in self.graph for out in node.outputs)]:
@@ -354,7 +364,8 @@ class _Placer:
                 result.operands.add(value.name or "")
         for value, readers in self.weights.items():
             rule, axis = self.weight_rules[value]
-            result.constants[site(value, readers)] = Constant(value.name or "", rule, axis)
+            other = self._other_axis(value, readers, axis)
+            result.constants[site(value, readers)] = Constant(value.name or "", rule, axis, other)
         return result
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeopt import fidelity
+from edgeopt.graph.cost import cost
 from edgeopt.graph.execute import Executor, Feeds
 from edgeopt.graph.observers import (
     Observer,
@@ -17,7 +18,7 @@ from edgeopt.graph.observers import (
     observe,
     parameters,
 )
-from edgeopt.graph.placement import Placement, place
+from edgeopt.graph.placement import Constant, Placement, place
 from edgeopt.graph.quantization import Parameters, QuantParams, Site, with_rounded_constants, write
 from edgeopt.graph.thresholds import PERCENTILE, Function, Method
 from edgeopt.passes._leaky import around
@@ -30,6 +31,15 @@ METHODS: tuple[Method, ...] = ("mse", "min-max")
 
 WORTH = 0.1
 """dB on the validation samples that a step must bring to be kept."""
+
+NEARER = 0.9
+"""A table has a scale per row where that leaves less than this part of the noise of one per column."""
+
+FEWEST, MOST = 64, 256
+"""So many samples set ranges and judge where alternatives are compared: more of a small model."""
+
+MACS = 2e10
+"""Multiply-accumulates that such a run over the samples may cost: about a second."""
 
 BATCH = 8
 """Samples per call of the calibration, where the model takes several and memory allows it."""
@@ -121,6 +131,22 @@ class Watched:
         batch = self.calls.batch if each == 1 else 1  # recorded calls stay as they are
         count = min(-(-self.calls.limit // (each * batch)), -(-len(self.calls.data) // batch))
         return iter(self.progress(self.calls, self.label, count))
+
+
+def affordable(model: ir.Model, samples: Samples) -> int:
+    """How many calls like the first may be run for one comparison."""
+    first = next(samples.feeds(), None)
+    if first is None:
+        return 0
+    known = {value.name for value in model.graph.inputs}
+    shapes = {name: array.shape for name, array in first.items() if name in known}
+    return int(MACS // max(cost(model, shapes).macs, 1))
+
+
+def comparing(model: ir.Model, data: Samples) -> Calls:
+    """Returns the calls by which alternatives for a whole model are compared."""
+    calls = Calls.fitting(model, data, int(np.clip(affordable(model, data), FEWEST, MOST)))
+    return calls if calls.limit <= FEWEST else calls.for_trials(model, MOST)
 
 
 class Reference:
@@ -236,14 +262,27 @@ def scales(
         assert tensor is not None
         dtype = _dtype(constant.rule)
         if constant.rule.symmetric:
-            scale = channel_scales(tensor.numpy(), constant.axis, dtype)
+            axis = _nearer_axis(tensor.numpy(), constant)
+            scale = channel_scales(tensor.numpy(), axis, dtype)
             if constant.value in smallest:
                 scale = np.maximum(scale, smallest[constant.value]).astype(np.float32)
-            params[where] = [QuantParams(dtype, scale, None, None if scale.ndim == 0 else constant.axis)]
+            params[where] = [QuantParams(dtype, scale, None, None if scale.ndim == 0 else axis)]
         else:
             array = tensor.numpy()
             params[where] = [parameters(float(array.min()), float(array.max()), dtype)]
     return params
+
+
+def _nearer_axis(array: np.ndarray, constant: Constant) -> int | None:
+    """The axis of a constant along which scales leave less noise, where there is a choice."""
+    if constant.other is None or constant.axis is None or not array.size:
+        return constant.axis
+    magnitudes = np.abs(array)
+    noise = []
+    for axis in (constant.axis, constant.other):
+        largest = magnitudes.max(axis=tuple(other for other in range(array.ndim) if other != axis))
+        noise.append(float(np.square(largest[largest > 0], dtype=np.float64).mean()) if largest.any() else 0)
+    return constant.other if noise[1] < NEARER * noise[0] else constant.axis
 
 
 def _before_leaky(model: ir.Model, placement: Placement) -> dict[str, tuple[str, float]]:

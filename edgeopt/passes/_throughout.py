@@ -71,6 +71,7 @@ def place_throughout(
         unfit: Values that have no range to quantize.
         residual: What residual sums of transformers are rounded to.
     """
+    rules = rules.model_copy(update={"rows_of": []})  # sums of integers have one scale for all rows
     placement = place(model, rules, keep, unfit)
     flow = _Flow(model, rules, keep, unfit)
     names = {value.name for value in flow.quantized}

@@ -13,7 +13,7 @@ stays one, and a bias is added behind the multiplication.
 
 Each site costs these small operators, so the pass looks for the few that are worth it: the noise that a value
 makes at the outputs when it alone is quantized, times the part of it that rows of their own would take away,
-as a share of the noise of the whole int8 model. Of large models values made by the same operator are looked
+as a share of the noise of all activations. Of large models values made by the same operator are looked
 at together. Whether the model gains is judged on validation samples.
 """
 
@@ -28,7 +28,6 @@ import onnx_ir as ir
 
 from edgeopt import units
 from edgeopt.graph.change import Change, Rewrite, Skipped
-from edgeopt.graph.cost import cost
 from edgeopt.graph.execute import Feeds
 from edgeopt.graph.names import carry_names, name_nodes, original_names
 from edgeopt.graph.observers import parameters, tapped
@@ -40,25 +39,28 @@ from edgeopt.graph.quantization import (
     add_initializer,
     dequantize_array,
     quantize_array,
-    write,
 )
-from edgeopt.passes._calibration import METHODS, WORTH, Calls, calibrate, scales
-from edgeopt.passes._judge import Judge
+from edgeopt.passes._calibration import (
+    METHODS,
+    MOST,
+    WORTH,
+    Calls,
+    Reference,
+    affordable,
+    calibrate,
+    comparing,
+    scales,
+    worth,
+)
 from edgeopt.passes._rules import kept, quantization_rules
-from edgeopt.passes.base import Context, Facet, Keeps, Pass, Samples, Stage
+from edgeopt.passes.base import Context, Facet, Keeps, Pass, Stage
 from edgeopt.platform import QuantizationRules
 
-FEWEST, MOST = 64, 256
-"""So many calibration samples set the ranges and as many validation samples judge: more of a small model."""
-
 LEAST_SHARE = 0.02
-"""The part of the whole model's noise that a site must take away."""
+"""The part of all activations' noise that a site must take away."""
 
 LEFT = 0.8
 """Rows of their own must leave no more than this part of a value's own noise."""
-
-MACS = 2e10
-"""Multiply-accumulates that looking for the sites may cost: a few seconds."""
 
 PASSING = ("Mul", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice")
 """Operators whose values are looked at with those of the operator before them."""
@@ -103,7 +105,7 @@ class NormalizeRows(Pass):
 
     Attributes:
         keep_float: Shell patterns of original node names that will stay in float.
-        share: The part of the quantized model's noise that a site must take away.
+        share: The part of all activations' noise at the outputs that a site must take away.
     """
 
     name: ClassVar[str] = "normalize-rows"
@@ -131,18 +133,18 @@ class NormalizeRows(Pass):
         data, samples = context.calibration, context.validation
         if not groups or not data or not samples:
             return Change(summary="none")
-        affordable = _affordable(model, samples)
+        runs = affordable(model, samples)
         parts = [[group] for group in groups]
-        if affordable < len(parts):
+        if runs < len(parts):
             parts = _by_maker(groups)
-        count = min(affordable // len(parts), MOST)
+        count = min(runs // len(parts), MOST)
         if not count:
             return Change(summary="left as it is: finding the rows that gain would take too long")
-        calls = Calls.fitting(model, data, int(np.clip(affordable, FEWEST, MOST)))
-        judge = Judge.of(model, Calls(samples, calls.batch, calls.limit).for_trials(model, MOST))
+        calls = comparing(model, data)
+        reference = Reference(model.clone(), comparing(model, samples))
         placement, observers = calibrate(model, rules, calls, keep)
         choices = [scales(model, placement, observers, method) for method in METHODS]
-        before = [judge.decibels(_quantized(model, choice)) for choice in choices]
+        before = [worth(model, choice, reference) for choice in choices]
         params = choices[int(np.argmax(before))]
         change = Change()
         looked = Calls(samples, min(calls.batch, count), count)
@@ -165,7 +167,7 @@ class NormalizeRows(Pass):
             normalize(model, group, names)
         placement, observers = calibrate(model, rules, calls, keep, observers)
         choices = [scales(model, placement, observers, method) for method in METHODS]
-        after = [judge.decibels(_quantized(model, choice)) for choice in choices]
+        after = [worth(model, choice, reference) for choice in choices]
         means = round(float(np.mean(before)), 2), round(float(np.mean(after)), 2)
         change.details["fidelity"] = dict(zip(("none", "normalized"), means, strict=True))
         change.summary = f"rows of {units.number(len(chosen), 'value')} normalized"
@@ -185,20 +187,22 @@ class NormalizeRows(Pass):
         *,
         symmetric: bool,
     ) -> dict[str, float]:
-        """Returns per value what part of the whole noise rows of their own take away from its part."""
+        """Returns per value what part of all activations' noise rows of their own would take away."""
         ranges = {where.value: (where, chain[0]) for where, chain in params.items()}
         names = [name for part in parts for group in part if (name := group.value.name or "") in ranges]
         fixed = {name: ranges[name][1] for name in names}
         left = _left(model, names, fixed, calls, symmetric=symmetric)
-        judge = Judge.of(model, calls)
-        whole = _noise(judge.decibels(_quantized(model, params)))
+        reference = Reference(model, calls)
+        constants = model.graph.initializers
+        moving = {where: chain for where, chain in params.items() if where.value not in constants}
+        whole = _noise(worth(model, moving, reference))  # solving makes up for most of what weights leave
         gains: dict[str, float] = {}
         for part in context.progress(parts, "noise of rows", len(parts)):
             gaining = [name for group in part if left.get(name := group.value.name or "", 1.0) < LEFT]
             if not gaining:
                 continue
             alone = {where: [chosen] for where, chosen in (ranges[name] for name in gaining)}
-            noise = _noise(judge.decibels(_quantized(model, alone))) / max(whole, 1e-30)
+            noise = _noise(worth(model, alone, reference)) / max(whole, 1e-30)
             gain = noise * (1 - float(np.mean([left[name] for name in gaining])))
             gains.update(dict.fromkeys(gaining, gain))
         return gains
@@ -323,16 +327,6 @@ def _by_maker(groups: list[Group]) -> list[list[Group]]:
     return list(parts.values())
 
 
-def _affordable(model: ir.Model, samples: Samples) -> int:
-    """How many calls like the first may be run while looking for the sites."""
-    first = next(samples.feeds(), None)
-    if first is None:
-        return 0
-    known = {value.name for value in model.graph.inputs}
-    shapes = {name: array.shape for name, array in first.items() if name in known}
-    return int(MACS // max(cost(model, shapes).macs, 1))
-
-
 def _left(
     model: ir.Model,
     names: list[str],
@@ -371,12 +365,6 @@ def _part(seen: list[np.ndarray], fixed: QuantParams, symmetric: bool) -> float:
 
 def _rounded(array: np.ndarray, params: QuantParams) -> np.ndarray:
     return dequantize_array(quantize_array(array, params), params)
-
-
-def _quantized(model: ir.Model, params: Parameters) -> ir.Model:
-    quantized = model.clone()
-    write(quantized, params)
-    return quantized
 
 
 def _noise(decibels: float) -> float:

@@ -22,7 +22,7 @@ from edgeopt.graph.change import Change, Rewrite, Skipped
 from edgeopt.graph.names import carry_names, name_nodes, original_names
 from edgeopt.graph.placement import is_constant, place
 from edgeopt.graph.quantization import Names, add_initializer, drop_initializer
-from edgeopt.passes._calibration import METHODS, WORTH, Calls, Reference, calibrate, scales, worth
+from edgeopt.passes._calibration import METHODS, WORTH, Calls, Reference, calibrate, comparing, scales, worth
 from edgeopt.passes._rows import sample_rows
 from edgeopt.passes._rules import kept, quantization_rules
 from edgeopt.passes._smoothing import GAIN, Smoothing, search
@@ -30,7 +30,7 @@ from edgeopt.passes.base import Context, Facet, Keeps, Pass, Samples, Stage
 from edgeopt.platform import QuantizationRules
 
 SAMPLES = 256
-"""At most this many calibration samples set the ranges; a quarter as many serve to judge."""
+"""At most this many calibration samples set the ranges."""
 
 FEWEST = 2
 """Models with fewer groups are left alone."""
@@ -133,8 +133,7 @@ class SmoothActivations(Pass):
         change.summary = f"{units.number(len(change.rewrites), 'group')} of products smoothed"
         if samples is None or len(samples) == 0:
             return change
-        calls = Calls(calls.data, calls.batch, SAMPLES // 4)
-        judging = Reference(plain, Calls(samples, calls.batch, calls.limit))
+        calls, judging = comparing(plain, calls.data), Reference(plain, comparing(plain, samples))
         keep = set(kept(model, self.keep_float))
         judged = {}
         for name, candidate in (("none", plain), ("smoothed", model)):

@@ -88,6 +88,10 @@ def _fold_one(
             node.replace_input_with(0, first.inputs[0])
             _dequantize_rows(graph, node, first, params, names)
             continue
+        if _gathers_scales(node, index, params) and node.graph is graph:
+            node.replace_input_with(0, first.inputs[0])
+            _scale_rows(graph, node, params, names)
+            continue
         if gathers_blocks and _gathers_blocks(node, index, params) and node.graph is graph:
             _gather_blocks(model, node, first, params)
             continue
@@ -123,6 +127,51 @@ def _gathers(node: ir.Node, index: int, params: QuantParams) -> bool:
         and not params.block
         and (params.axis is None or (rank >= 2 and params.axis % rank == rank - 1))
     )
+
+
+def _gathers_scales(node: ir.Node, index: int, params: QuantParams) -> bool:
+    """Whether a node gathers whole rows of a matrix that has a scale per row."""
+    table = node.inputs[0]
+    return (
+        node.op_type == "Gather"
+        and index == 0
+        and table is not None
+        and table.shape is not None
+        and len(table.shape) == 2
+        and node.attributes.get_int("axis", 0) == 0
+        and params.axis == 0
+        and params.zero_point is None
+        and not params.block
+    )
+
+
+def _scale_rows(graph: ir.Graph, node: ir.Node, params: QuantParams, names: Names) -> None:
+    """Gathers each row's scale as well, and multiplies: no DequantizeLinear takes scales like these."""
+    rows, where = node.outputs[0], node.inputs[1]
+    assert params.scale is not None and where is not None
+    scales = ir.tensor(np.ascontiguousarray(params.scale.reshape(-1, 1), np.float32))
+    table = add_initializer(graph, names.value(f"{rows.name}_scales"), scales)
+    to = ir.AttrInt64("to", ir.DataType.FLOAT.value)
+    made = [
+        ir.node("Gather", [table, where], {"axis": 0}, name=names.node(f"{rows.name}_gather_scales")),
+        ir.Node("", "Cast", [rows], [to], name=names.node(f"{rows.name}_cast")),
+    ]
+    values = [item.outputs[0] for item in made]
+    made.append(ir.node("Mul", [values[1], values[0]], name=names.node(f"{rows.name}_scale")))
+    for item in made:
+        item.outputs[0].name = names.value(f"{item.name}_output")
+        item.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+    result = made[-1].outputs[0]
+    result.shape = values[1].shape = rows.shape
+    for use in tuple(rows.uses()):
+        if use.node is not made[1]:
+            use.node.replace_input_with(use.idx, result)
+    for index, output in enumerate(graph.outputs):
+        if output is rows:
+            graph.outputs[index] = result
+            result.name, rows.name = rows.name, names.value(f"{rows.name}_integers")
+    rows.type = ir.TensorType(params.dtype)
+    graph.insert_after(node, made)
 
 
 def _dequantize_rows(
