@@ -111,7 +111,10 @@ def _fold_one(
         spare = None
         node.replace_input_with(index, result)
     if not dequantized.uses():
+        read_by_it = [item for item in first.inputs[1:] if item is not None]
         graph.remove(first, safe=True)
+        for item in read_by_it:
+            drop_initializer(graph, item)
     drop_initializer(graph, value)
 
 

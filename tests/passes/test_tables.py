@@ -58,6 +58,7 @@ def test_a_table_has_its_scales_where_they_leave_less(spread: str, axis: int, tm
     target = targets.make("onnxruntime")
     prepared, _ = target.prepare(made, PI)
     assert table_of(prepared) == ir.DataType.INT8
+    assert all(value.uses() for value in prepared.graph.initializers.values())
     feeds = {"x": np.arange(60).reshape(12, 5)}
     expected, between = Executor(model).run(feeds), Executor(made).run(feeds)
     for name, array in Executor(prepared).run(feeds).items():
