@@ -40,6 +40,7 @@ from edgeopt.passes.normalize_rows import NormalizeRows
 from edgeopt.passes.reconstruct import Reconstruct
 from edgeopt.passes.restore_float import RestoreFloat
 from edgeopt.passes.restore_pixels import RestorePixels
+from edgeopt.passes.search_ranges import SearchRanges
 from edgeopt.passes.smooth_activations import SmoothActivations
 from edgeopt.passes.static_int8 import Choice, Regime, StaticInt8
 from edgeopt.passes.weight_only import WeightOnly
@@ -93,8 +94,8 @@ class Quantize(Plan):
         equalize: Equalize the ranges of channels and absorb biases before static int8.
         fidelity: Below this many dB on the validation samples layers return to float; 0 never does, and
             ``throughout`` never does either.
-        effort: ``default`` solves for the weights in closed form, ``more`` trains them as well, which
-            needs torch (without it the same as ``default``), ``minimal`` does nothing where static int8
+        effort: ``default`` solves for the weights in closed form, ``more`` searches ranges before it and
+            trains weights behind it (left out without torch), ``minimal`` does nothing where static int8
             meets ``fidelity``.
         cpu_seconds: Once the plan's steps took so much processor time, those that recover accuracy are
             left out, and the ledger says which; a step under way is not interrupted. 0 knows no end.
@@ -169,7 +170,9 @@ class Quantize(Plan):
         last = ledger[-1].step
         if context.validation is None or isinstance(last, (RestoreFloat, EndPlan)):
             return None
-        if isinstance(last, StaticInt8) and self._recovers(ledger[-1]):
+        if isinstance(last, StaticInt8) and self._recovers(ledger[-1]) and self.effort == "more":
+            return SearchRanges()
+        if isinstance(last, SearchRanges) or (isinstance(last, StaticInt8) and self._recovers(ledger[-1])):
             if self.effort != "more":
                 return Gptq()
             if find_spec("torch") is not None:

@@ -48,10 +48,13 @@ SMALLEST, LARGEST = 0.55, 2.0
 LEAST = 0.003
 """The share of the noise that a trial must save."""
 
+PATIENCE = 2
+"""So many steps in a row that gain nothing end a direction: rounding makes noise uneven from step to step."""
+
 HOPELESS = 1.05
 """A trial that, halfway through the samples, makes so much more noise is given up."""
 
-TRIALS = 5
+TRIALS = 8
 """Trials that a value is expected to take, for choosing how many values are searched."""
 
 MULTIPLIES_PER_SECOND = 2e10
@@ -255,19 +258,21 @@ class _Search:
         best, share = link, len(self.walk.left) / len(self.walk.nodes)
         for moves in _directions(link):
             for factor in FACTORS:
-                steps = 0
-                while self.allowance > 0:
-                    candidate = _moved(best, moves, factor, link)
-                    if candidate is None:
+                gained, failed, candidate = False, 0, best
+                while self.allowance > 0 and failed < PATIENCE:
+                    following = _moved(candidate, moves, factor, link)
+                    if following is None:
                         break
+                    candidate = following
                     self._set(nodes, candidate)
                     self.trials += 1
                     self.allowance -= share
                     found = self._noise(noise)
                     if found is None or found.sum() > noise.sum() * (1 - LEAST):
-                        break
-                    best, noise, steps = candidate, found, steps + 1
-                if steps:
+                        failed += 1
+                    else:
+                        best, noise, gained, failed = candidate, found, True, 0
+                if gained:
                     break  # the other direction led back
         self._set(nodes, best)
         if best is not link:

@@ -284,7 +284,8 @@ def test_the_plan_names_the_steps_that_the_effort_allows(monkeypatch: pytest.Mon
     assert [entry.step.name for entry in ledger][5:] == ["static-int8", "restore-float"]
     monkeypatch.setattr("edgeopt.passes.quantize.find_spec", lambda name: None)
     _, ledger = quantize(model.clone(), samples, effort="more")
-    assert [entry.step.name for entry in ledger][5:] == ["static-int8", "gptq", "restore-float"]
+    steps = ["static-int8", "search-ranges", "gptq", "restore-float"]
+    assert [entry.step.name for entry in ledger][5:] == steps
 
 
 def following(ledger: list[Entry], samples: Rows, **options: object) -> Pass | None:
