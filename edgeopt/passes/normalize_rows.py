@@ -209,7 +209,10 @@ class NormalizeRows(Pass):
 
 
 def find_groups(model: ir.Model, rules: QuantizationRules, keep: set[str]) -> list[Group]:
-    """Finds the values that only such products read quantized, each as their first operand."""
+    """Finds the values that only such products read quantized, each as their first operand.
+
+    Values of one row a call are left to ``static-int8``, which may have a range computed at every call.
+    """
     if not rules.row_ranges:
         return []
     operands = place(model, rules, keep).operands
@@ -223,7 +226,8 @@ def find_groups(model: ir.Model, rules: QuantizationRules, keep: set[str]) -> li
                 groups.setdefault(value, Group(value)).products.append(node)
             elif node.name not in keep:
                 others.add(value)
-    return [group for value, group in groups.items() if value not in others and not _normalized(group)]
+    found = [group for value, group in groups.items() if value not in others and not _normalized(group)]
+    return [group for group in found if not _one_row(group, rules)]
 
 
 def normalize(model: ir.Model, group: Group, names: Names) -> None:
@@ -305,6 +309,13 @@ def _normalized(group: Group) -> bool:
         return False
     divisor = maker.inputs[1].producer()
     return divisor is not None and divisor.op_type in ("ReduceMax", "Max")
+
+
+def _one_row(group: Group, rules: QuantizationRules) -> bool:
+    """Whether a range of every call, which a kernel computes, is that of the value's only row."""
+    shape = group.value.shape
+    one = shape is not None and all(dim == 1 for dim in list(shape)[:-1])
+    return one and all(node.op_type in rules.dynamic for node in group.products)
 
 
 def _along_rows(softmax: ir.Node) -> bool:

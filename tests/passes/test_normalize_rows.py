@@ -141,6 +141,13 @@ def test_kept_nodes_and_convolutions_are_left_alone() -> None:
     assert not apply("normalize-rows", residual_net(), rows((3, 8, 8))).rewrites
 
 
+def test_a_value_of_one_row_is_left_to_ranges_of_every_call() -> None:
+    net = Net([1, 32])
+    value = net.add("Mul", net.add("Tanh", net.x), net.add("ReduceMax", net.add("Exp", net.x), keepdims=1))
+    model = net.model(net.add("Gemm", value, net.weight(32, 8), net.weight(8)))
+    assert apply("normalize-rows", model, rows((32,))).summary == "none"
+
+
 def test_only_so_many_rewrites_as_are_allowed() -> None:
     model, samples = attention(), rows((24, 16))
     step = passes.make("normalize-rows")
