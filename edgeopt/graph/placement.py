@@ -139,6 +139,7 @@ class _Placer:
             elif rule is not None and rule.follow:
                 first = node.inputs[0] if node.inputs else None
                 if wants[node] and first is not None and first in self.integer:
+                    self._narrow(node, first)
                     for output in node.outputs:
                         self.integer[output] = self.integer[first]
             elif rule is not None and rule.when == "residual":
@@ -287,7 +288,18 @@ class _Placer:
                 origin = self._shared(node, alone) if rule.same_scale else None
                 if origin is not None:
                     self._tie(node, origin)
+                    if node.op_type == "MaxPool" and first is not None:
+                        self._narrow(node, first)
+                        origin = self.integer[first]
                 self.integer[tail] = origin or alone
+
+    def _narrow(self, node: ir.Node, value: ir.Value) -> None:
+        """Gives a value that a max pool alone reads the range of the maxima: no other number counts."""
+        name, rule = self.integer[value]
+        output = node.outputs[0]
+        sole = len(value.uses()) == 1 and not value.is_graph_output() and not value.is_graph_input()
+        if node.op_type == "MaxPool" and sole and name == value.name and output.name not in self.unfit:
+            self.integer[value] = output.name or "", rule
 
     def _shared(self, node: ir.Node, alone: tuple[str, TensorRule]) -> tuple[str, TensorRule] | None:
         """Returns what sets the range of an output that has the scale of its inputs; ``None`` for itself.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -19,9 +19,16 @@ from edgeopt.graph.observers import (
     parameters,
 )
 from edgeopt.graph.placement import Constant, Placement, place
-from edgeopt.graph.quantization import Parameters, QuantParams, Site, with_rounded_constants, write
+from edgeopt.graph.quantization import (
+    Parameters,
+    QuantParams,
+    Site,
+    integer_range,
+    with_rounded_constants,
+    write,
+)
 from edgeopt.graph.thresholds import PERCENTILE, Function, Method
-from edgeopt.passes._leaky import around
+from edgeopt.passes._leaky import around, halves
 from edgeopt.passes._saturating import function_of, only_reader
 from edgeopt.passes.base import Divisible, Samples
 from edgeopt.platform import QuantizationRules, TensorRule
@@ -256,6 +263,7 @@ def scales(
             ranges[origin] = _activation(observers[origin], rule, method, percentile, flat.get(origin))
         params[where] = [ranges[origin]]
         ranges.setdefault(where.value, ranges[origin])
+    _share_scales(model, placement, params)
     smallest = _smallest_scales(model, placement, ranges)
     for where, constant in placement.constants.items():
         tensor = model.graph.initializers[constant.value].const_value
@@ -299,6 +307,20 @@ def _before_leaky(model: ir.Model, placement: Placement) -> dict[str, tuple[str,
             if 0 < slope < 1 and free and placement.activations[one] == one.value:
                 found[other.value] = (one.value, slope)
     return found
+
+
+def _share_scales(model: ir.Model, placement: Placement, params: dict[Site, list[QuantParams]]) -> None:
+    """Gives positive sides of split leaky ReLUs the scales of their sums, so that they are rounded once."""
+    for positive, total in halves(model).items():
+        one, other = Site(positive), Site(total)
+        if one not in params or other not in params or placement.rules[one] != placement.rules[other]:
+            continue
+        joined = params[other][0]
+        zero = np.asarray(integer_range(joined.dtype)[0], joined.dtype.numpy())
+        shared = replace(joined, zero_point=zero if zero else None)
+        for where, origin in placement.activations.items():
+            if origin == placement.activations[one]:
+                params[where] = [shared]
 
 
 def _before_functions(model: ir.Model, placement: Placement) -> dict[str, Function]:

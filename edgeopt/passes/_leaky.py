@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from edgeopt.graph.observers import Observer, parameters
 from edgeopt.graph.quantization import QuantParams, integer_range
+from edgeopt.graph.rewriting import constant
 from edgeopt.graph.slopes import fitted_scale, fitting
 
 HIGHS = (1.0, 0.92, 0.84, 0.76, 0.68, 0.6, 0.5)
@@ -81,3 +82,36 @@ def _rounded(values: np.ndarray, params: QuantParams, first: int, last: int) -> 
     step = float(params.scale)
     numbers: np.ndarray = (np.clip(np.rint(values / step) + zero, first, last) - zero) * step
     return numbers
+
+
+def halves(model: ir.Model) -> dict[str, str]:
+    """Returns what ``split-leaky-relu`` made: per value of a positive side the sum that it is a summand of.
+
+    Max pools may stand between; the value is the one that the sum reads.
+    """
+    found = {}
+    for node in model.graph:
+        if node.op_type != "Add" or any(value is None or len(value.uses()) > 1 for value in node.inputs):
+            continue
+        cuts = [_before_pools(value) for value in node.inputs]
+        for value, one, other in zip(node.inputs, cuts, reversed(cuts), strict=True):
+            if value is not None and one is not None and one.op_type == "Relu" and _keeps_negative(other):
+                found[value.name or ""] = node.outputs[0].name or ""
+    return found
+
+
+def _before_pools(value: ir.Value | None) -> ir.Node | None:
+    node = None if value is None else value.producer()
+    while node is not None and node.op_type == "MaxPool" and node.inputs[0] is not None:
+        if len(node.inputs[0].uses()) > 1:
+            return None
+        node = node.inputs[0].producer()
+    return node
+
+
+def _keeps_negative(node: ir.Node | None) -> bool:
+    """Whether a node is Clip to what is not above zero."""
+    if node is None or node.op_type != "Clip" or len(node.inputs) < 3 or node.inputs[1] is not None:
+        return False
+    bound = constant(node.inputs[2])
+    return bound is not None and bound.size == 1 and float(bound.reshape(-1)[0]) == 0

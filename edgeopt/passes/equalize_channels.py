@@ -173,12 +173,14 @@ def _trial(
 def _between(node: ir.Node) -> str:
     """Names the value behind a convolution that is quantized: past a ReLU, which runs in its kernel.
 
-    Behind a leaky ReLU the magnitudes are smaller than before it, where they are quantized as well.
+    Behind a leaky ReLU the magnitudes are smaller than before it, where they are quantized as well. Of what
+    a max pool alone reads, the maxima count.
     """
     output = node.outputs[0]
-    uses = list(output.uses())
-    if len(uses) == 1 and uses[0].node.op_type == "Relu":
-        output = uses[0].node.outputs[0]
+    for operator in ("Relu", "MaxPool"):
+        uses = list(output.uses())
+        if len(uses) == 1 and uses[0].node.op_type == operator and not output.is_graph_output():
+            output = uses[0].node.outputs[0]
     return output.name or ""
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import pairwise
 from typing import ClassVar, Literal, get_args
 
 import onnx_ir as ir
@@ -36,12 +37,14 @@ from edgeopt.passes.end_plan import EndPlan
 from edgeopt.passes.equalize_channels import EqualizeChannels
 from edgeopt.passes.float16 import Float16
 from edgeopt.passes.gptq import Gptq
+from edgeopt.passes.move_pools import MovePools
 from edgeopt.passes.normalize_rows import NormalizeRows
 from edgeopt.passes.reconstruct import Reconstruct
 from edgeopt.passes.restore_float import RestoreFloat
 from edgeopt.passes.restore_pixels import RestorePixels
 from edgeopt.passes.search_ranges import SearchRanges
 from edgeopt.passes.smooth_activations import SmoothActivations
+from edgeopt.passes.split_leaky_relu import SplitLeakyRelu
 from edgeopt.passes.static_int8 import Choice, Regime, StaticInt8
 from edgeopt.passes.weight_only import WeightOnly
 from edgeopt.platform import RuntimeVersion, load_runtime
@@ -62,13 +65,17 @@ CPU_SECONDS = 240.0
 IN_VAIN = 3
 """So many steps in a row that gain too little end the recovery of accuracy."""
 
-PREPARING: tuple[type[Pass], ...] = (
-    SmoothActivations,
-    RestorePixels,
-    EqualizeChannels,
-    AbsorbBiases,
-    NormalizeRows,
+Preparing = (
+    SmoothActivations
+    | MovePools
+    | RestorePixels
+    | EqualizeChannels
+    | AbsorbBiases
+    | SplitLeakyRelu
+    | NormalizeRows
 )
+
+PREPARING: tuple[type[Preparing], ...] = get_args(Preparing)
 """Steps before static int8, in order; all are exact in float."""
 
 PRODUCTS = ("MatMul", "Gemm", "LSTM", "GRU", "RNN")
@@ -150,19 +157,14 @@ class Quantize(Plan):
             return SmoothActivations(self.keep_float)
         last = ledger[-1].step
         spent = 0 < self.cpu_seconds <= sum(entry.cpu_seconds for entry in ledger)
-        if isinstance(last, SmoothActivations) and not spent:
-            return RestorePixels(self.keep_float)
-        if isinstance(last, RestorePixels) and not spent:
-            return EqualizeChannels(self.keep_float)
-        if isinstance(last, EqualizeChannels) and not spent:
-            return AbsorbBiases(self.keep_float)
-        if isinstance(last, AbsorbBiases) and not spent and self._between_in_float:
-            return NormalizeRows(self.keep_float)
+        for before, following in pairwise(self._preparing):
+            if isinstance(last, before) and not spent:
+                return following(self.keep_float)
         if isinstance(last, PREPARING):
             return self._first(model, context)
-        following = self._recovery(context, ledger)
-        if following is None or not spent:
-            return following
+        recovery = self._recovery(context, ledger)
+        if recovery is None or not spent:
+            return recovery
         return self._ended(context, ledger)
 
     def _recovery(self, context: Context, ledger: Sequence[Entry]) -> Pass | None:
@@ -188,8 +190,7 @@ class Quantize(Plan):
 
     def _ended(self, context: Context, ledger: Sequence[Entry]) -> EndPlan:
         """What stands in the ledger where the processor time is spent."""
-        exact = list(PREPARING[1:]) if self.equalize else []
-        exact = [kind for kind in exact if kind is not NormalizeRows or self._between_in_float]
+        exact = self._preparing[1:] if self.equalize else []
         names = [kind.name for kind in exact if not _has(ledger, kind)]
         assumed = list(ledger)
         while (following := self._recovery(context, assumed)) is not None:
@@ -197,6 +198,11 @@ class Quantize(Plan):
             assumed.append(Entry(following, Change(), ledger[-1].model))
         reason = f"the plan's {self.cpu_seconds:g} CPU seconds are spent"
         return EndPlan(tuple(names), reason)
+
+    @property
+    def _preparing(self) -> list[type[Preparing]]:
+        """The steps before static int8 that suit the options."""
+        return [kind for kind in PREPARING if kind is not NormalizeRows or self._between_in_float]
 
     @property
     def _between_in_float(self) -> bool:
