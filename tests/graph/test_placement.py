@@ -28,7 +28,7 @@ def test_what_follows_shares_the_parameters_of_its_source() -> None:
     pooled = net.add("MaxPool", net.add("Relu", net.conv(net.x, 3, 4)), kernel_shape=[2, 2], strides=[2, 2])
     model = net.model(net.conv(pooled, 4, 4))
     placement = place(model, RULES)
-    assert placement.activations[Site("v1")] == placement.activations[Site("v2")] == "v2"  # maxima alone count
+    assert placement.activations[Site("v1")] == placement.activations[Site("v2")] == "v2"
 
 
 def test_the_tail_after_the_last_product_stays_float() -> None:
