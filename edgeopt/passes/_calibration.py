@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeopt import fidelity
+from edgeopt.errors import ModelError
 from edgeopt.graph.cost import cost
 from edgeopt.graph.execute import Executor, Feeds
 from edgeopt.graph.observers import (
@@ -85,6 +86,12 @@ class Calls:
         return cls(data, int(np.clip(BYTES_PER_CALL // size, 1, BATCH)), limit)
 
     @staticmethod
+    def samples_per_call(data: Samples) -> int:
+        """For how many samples a call counts that is read by itself: one, but where calls were recorded."""
+        first = next(data.feeds(), None)
+        return 1 if first is None else _rows(first, BATCH)
+
+    @staticmethod
     def bytes_per_sample(model: ir.Model, data: Samples) -> int:
         """Estimates the bytes of all activations of one sample."""
         first = next(data.feeds(), None)
@@ -140,14 +147,18 @@ class Watched:
         return iter(self.progress(self.calls, self.label, count))
 
 
-def affordable(model: ir.Model, samples: Samples) -> int:
-    """How many calls like the first may be run for one comparison."""
+def affordable(model: ir.Model, samples: Samples, most: float = MACS) -> int:
+    """How many calls like the first may be run for so many multiply-accumulates."""
     first = next(samples.feeds(), None)
     if first is None:
         return 0
     known = {value.name for value in model.graph.inputs}
     shapes = {name: array.shape for name, array in first.items() if name in known}
-    return int(MACS // max(cost(model, shapes).macs, 1))
+    try:
+        macs = cost(model, shapes).macs
+    except ModelError:  # the data's shapes are not those declared: nobody knows what it costs
+        return 0
+    return int(most // max(macs, 1))
 
 
 def comparing(model: ir.Model, data: Samples) -> Calls:

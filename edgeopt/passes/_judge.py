@@ -49,6 +49,13 @@ class Judge:
         with Executor(original, optimize=True) as executor:
             return cls(held, [executor.run(call) for call in held])
 
+    def limited(self, count: int) -> Judge:
+        """Returns one that compares on fewer calls, spread over all of them."""
+        if len(self.calls) <= count:
+            return self
+        chosen = [index * len(self.calls) // count for index in range(count)]
+        return Judge([self.calls[index] for index in chosen], [self.wanted[index] for index in chosen])
+
     def decibels(self, model: ir.Model) -> float:
         """Returns the fidelity of a model to the original in dB."""
         with Executor(with_rounded_constants(model)) as executor:

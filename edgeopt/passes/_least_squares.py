@@ -16,11 +16,14 @@ second moments [groups, columns, columns].
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from edgeopt.graph.gptq import round_rows
+
+WIDE = 1024
+"""With more columns than this, rows wait for others: each sum is larger than the processor's cache."""
 
 SHRINK = (1.0, 0.97, 0.94, 0.9, 0.85, 0.8, 0.7)
 """Shares of a channel's extremes that its scale may represent."""
@@ -36,6 +39,7 @@ class Moments:
         errors: Sum of e, float64 [groups, outputs].
         square: Sum of q q^T, float64 [groups, columns, columns].
         cross: Sum of e q^T, float64 [groups, outputs, columns].
+        waiting: Rows with their errors that are yet to be added to the last two; see ``settle``.
     """
 
     count: int
@@ -43,6 +47,7 @@ class Moments:
     errors: np.ndarray
     square: np.ndarray
     cross: np.ndarray
+    waiting: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
 
     @classmethod
     def empty(cls, groups: int, outputs: int, columns: int) -> Moments:
@@ -60,12 +65,32 @@ class Moments:
         self.count += rows.shape[1]
         self.inputs += rows.sum(1, dtype=np.float64)
         self.errors += errors.sum(1, dtype=np.float64)
+        self.waiting.append((rows, errors))
+        columns = rows.shape[2]
+        if columns <= WIDE or sum(item[0].shape[1] for item in self.waiting) >= columns:
+            self.settle()
+
+    def settle(self) -> None:
+        """Adds the rows that wait."""
+        if not self.waiting:
+            return
+        rows, errors = self.waiting[0]
+        if len(self.waiting) > 1:
+            rows, errors = (np.concatenate(arrays, 1) for arrays in zip(*self.waiting, strict=True))
+        self.waiting = []
         for group in range(len(rows)):  # a matrix times its own transpose is half the work
             self.square[group] += rows[group].T @ rows[group]
             self.cross[group] += errors[group].T @ rows[group]
 
+    def less(self, weight: np.ndarray) -> None:
+        """Makes errors e - W q of the errors e seen so far, for weights W [groups, outputs, columns]."""
+        self.settle()
+        self.errors -= np.einsum("gok,gk->go", weight, self.inputs)
+        self.cross -= weight @ self.square
+
     def about_means(self, *, free: bool) -> tuple[np.ndarray, np.ndarray]:
         """Returns the second moments of q, and of e and q; about their means where a bias is free."""
+        self.settle()
         square, cross = self.square / self.count, self.cross / self.count
         if free:
             inputs, errors = self.inputs / self.count, self.errors / self.count
@@ -141,8 +166,26 @@ def round_columns(
     return np.swapaxes(integers * scale, 1, 2)
 
 
-def residual(change: np.ndarray, shift: np.ndarray, moments: Moments) -> np.ndarray:
-    """The mean squared error that is left, less its part that no weights can change, per output.
+def residual(change: np.ndarray, moments: Moments) -> np.ndarray:
+    """What changed weights add to the mean squared error of each output, with its bias as it was.
+
+    Args:
+        change: W' - W, [groups, outputs, columns].
+        moments: Of the rows to judge by.
+
+    Returns:
+        float64 [groups, outputs].
+    """
+    moments.settle()
+    left: np.ndarray = np.einsum(
+        "gok,gkl,gol->go", change, moments.square / moments.count, change, optimize=True
+    )
+    left -= 2 * np.einsum("gok,gok->go", change, moments.cross / moments.count)
+    return left
+
+
+def shifted(change: np.ndarray, shift: np.ndarray, moments: Moments) -> np.ndarray:
+    """What changed biases add to the mean squared error of each output, beside changed weights.
 
     Args:
         change: W' - W, [groups, outputs, columns].
@@ -150,11 +193,8 @@ def residual(change: np.ndarray, shift: np.ndarray, moments: Moments) -> np.ndar
         moments: Of the rows to judge by.
 
     Returns:
-        float64 [groups, outputs]; differences between choices mean something, the figure alone does not.
+        float64 [groups, outputs].
     """
-    count = moments.count
-    inputs, errors = moments.inputs / count, moments.errors / count
-    left: np.ndarray = np.einsum("gok,gkl,gol->go", change, moments.square / count, change, optimize=True)
-    left -= 2 * np.einsum("gok,gok->go", change, moments.cross / count)
-    left += 2 * shift * (np.einsum("gok,gk->go", change, inputs) - errors) + np.square(shift)
-    return left
+    inputs, errors = moments.inputs / moments.count, moments.errors / moments.count
+    added: np.ndarray = 2 * shift * (np.einsum("gok,gk->go", change, inputs) - errors) + np.square(shift)
+    return added

@@ -15,7 +15,7 @@ import onnxruntime
 
 from edgeopt.errors import RuntimeFailure
 from edgeopt.graph.execute import first_line
-from edgeopt.graph.region import feeds_of, open_session, part, read_by
+from edgeopt.graph.region import feeds_of, open_session, ordered, part, read_by
 from edgeopt.passes._blocks import find_blocks, varying
 
 Values = dict[str, np.ndarray]
@@ -55,6 +55,13 @@ class Lane:
         """Whether a value is known once the next nodes have run."""
         inside = (output.name for name in nodes if name in self.nodes for output in self.nodes[name].outputs)
         return value in self.calls[0] or value in inside
+
+    def before(self, nodes: Sequence[str], wanted: Sequence[str]) -> list[str]:
+        """Those of the next nodes that some values need, by name."""
+        inside = [self.nodes[name] for name in nodes if name in self.nodes]
+        made = {output.name or "": output for node in inside for output in node.outputs}
+        found = ordered([made[name] for name in wanted if name in made], inside)
+        return [node.name or "" for node in found]
 
     def run(self, nodes: Sequence[str], wanted: Sequence[str]) -> Iterator[Values]:
         """Computes values of the next nodes from those kept, call by call; values kept are passed on.

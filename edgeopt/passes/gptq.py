@@ -25,7 +25,7 @@ from edgeopt.errors import RuntimeFailure, UserError
 from edgeopt.graph.change import Change, Rewrite, Skipped
 from edgeopt.graph.names import name_nodes, original_names
 from edgeopt.graph.quantization import integer_range, read
-from edgeopt.passes._calibration import WORTH, Calls
+from edgeopt.passes._calibration import WORTH, Calls, affordable
 from edgeopt.passes._forms import Forms
 from edgeopt.passes._judge import Course, Judge, estranged
 from edgeopt.passes._least_squares import (
@@ -35,6 +35,7 @@ from edgeopt.passes._least_squares import (
     damped,
     residual,
     round_columns,
+    shifted,
 )
 from edgeopt.passes._products import Product
 from edgeopt.passes._walk import Lane, lane, segments
@@ -63,8 +64,14 @@ LEAST_ROWS, ROWS_PER_COLUMN, MOST_ROWS = 24576, 8, 32768
 ROUGH_BIAS = 2.0**30
 """The largest integer that a bias may become."""
 
-OVERALL = 256
-"""Validation samples that all solved layers together must gain on; stretches are judged on fewer."""
+LARGE = 2**17
+"""With more weights than this a product's float output is reckoned from the sums over all rows."""
+
+TWIN = 8
+"""Calls by which it is seen whether the float form computes what the original does."""
+
+OVERALL, OVERALL_MACS = 256, 5e10
+"""Validation samples that all solved layers together must gain on, and what one run over them may cost."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +118,7 @@ class Gptq(Pass):
         feeds = list(calls)
         judging, few = _judging(state.plain, data, context.validation, feeds)
         judge = Judge.of(original, few) if few else None
-        if judge is not None and (reason := estranged(judge.decibels(state.plain))):
+        if judge is not None and (reason := estranged(judge.limited(TWIN).decibels(state.plain))):
             return Change(summary=f"left as it is: {reason}")
         lanes = (lane(state.plain, feeds), lane(state.simulated, feeds))
         try:
@@ -159,18 +166,17 @@ class Gptq(Pass):
         before = best = 0.0 if course is None else course.decibels()
         for index, nodes in enumerate(context.progress(parts, "gptq", len(parts))):
             products = [name for name in nodes if name in state.products]
-            followed = False
             for name in products:
                 if not context.allow(self.name, name):
                     continue
-                followed = name == products[-1]  # nothing in this part asks the float model again
-                if _solve(state, state.products[name], lanes, nodes, followed, self.damping, generator):
+                last = name == products[-1]  # nothing else in this part asks for what comes before
+                if _solve(state, state.products[name], lanes, nodes, last, self.damping, generator):
                     names = original_names(lanes[1].nodes[name]) or (name,)
                     found.append(Rewrite(self.name, names[0], names))
                 else:
                     change.skipped.append(Skipped(self.name, name, "no channel gains by it"))
-            for one in lanes[1:] if followed else lanes:
-                one.advance(nodes)
+            for one in lanes:
+                one.advance([name for name in nodes if name in one.left])
             if not found or (len(found) < size and index + 1 < len(parts)):
                 continue
             after = best + 1 if course is None else course.decibels()
@@ -229,7 +235,9 @@ def _judging(
         held = [call for index, call in enumerate(feeds) if _held_out(index, len(feeds))]
         return (), held or feeds
     calls = Calls.fitting(model, validation, OVERALL)
-    return calls, calls.for_trials(model, 256)
+    few = calls.for_trials(model, OVERALL)
+    limit = affordable(model, validation, OVERALL_MACS) * Calls.samples_per_call(validation)
+    return replace(calls, limit=int(np.clip(limit, few.limit, OVERALL))), few
 
 
 def _shortcut(product: Product, lanes: tuple[Lane, Lane]) -> tuple[str, str] | None:
@@ -269,7 +277,7 @@ def _solve(
     damping: float,
     generator: np.random.Generator,
 ) -> bool:
-    """Solves one product, for which the float model goes through the nodes if told to ``follow``.
+    """Solves one product; told to ``follow``, both models go on, the quantized one up to the product.
 
     Returns:
         Whether some channel gains.
@@ -293,12 +301,14 @@ def _solve(
     total = int(np.clip(ROWS_PER_COLUMN * columns, LEAST_ROWS, MOST_ROWS))
     each = -(-total // len(plain.calls))
     fit, held = Moments.empty(groups, outputs, columns), Moments.empty(groups, outputs, columns)
-    small = matrix.astype(np.float32)
+    small, large = matrix.astype(np.float32), groups == 1 and matrix.size > LARGE
     bias = None
     if product.bias is not None and product.operator != "MatMul":
         bias = state.float_weight(product.bias).reshape(groups, 1, outputs).astype(np.float32)
     exactly = plain.follow(nodes, wanted) if follow else plain.run(nodes, wanted)
-    both = zip(exactly, simulated.run(nodes, given), strict=True)
+    before = simulated.before(nodes, given)
+    rounded = simulated.follow(before, given) if follow else simulated.run(before, given)
+    both = zip(exactly, rounded, strict=True)
     for index, (exact, made) in enumerate(both):
         array = exact[output]
         at = product.positions(array, each, generator)
@@ -306,12 +316,17 @@ def _solve(
         if product.scaled is not None:
             factors = np.broadcast_to(made[product.scaled[1]], (*array.shape[:-1], 1))
             rows = rows * factors.reshape(-1)[at][:, None]
-        errors = product.outputs(array, at) - np.einsum("gnk,gok->gno", rows, small, optimize=True)
+        errors = product.outputs(array, at)
+        if not large:
+            errors = errors - np.einsum("gnk,gok->gno", rows, small, optimize=True)
         if bias is not None:
             errors -= bias
         if sums is not None and exact[sums[0]].shape == array.shape == made[sums[1]].shape:
             errors += product.outputs(exact[sums[0]] - made[sums[1]], at)
         (held if _held_out(index, len(plain.calls)) else fit).see(rows, errors)
+    if large:
+        for moments in (fit, held):
+            moments.less(matrix)
     if not fit.count:
         return False
     judge = held if held.count else fit
@@ -359,7 +374,7 @@ def _choose(
     together = round_columns(np.concatenate(targets, 1), np.concatenate(steps, 1), stable, low, high)
     for grid, step in zip(np.split(together, len(targets), 1), steps, strict=True):
         options.append((grid, step, shift_of(grid)))
-    left = np.stack([residual(item[0] - matrix, item[2], judge) for item in options])
+    left = np.stack(_left(options, matrix, judge))
     index = left.argmin(0) if per_channel else np.full(matrix.shape[:2], left.sum((1, 2)).argmin())
     if not index.any():
         return False
@@ -379,6 +394,15 @@ def _choose(
         bias = old + shift.reshape(old.shape)
     state.set(product, product.unmatrix(grid, weight.shape), chosen, bias)
     return True
+
+
+def _left(
+    options: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], matrix: np.ndarray, judge: Moments
+) -> list[np.ndarray]:
+    """The mean squared error per output with each choice of weights, steps and shifts, less a constant."""
+    weights = {id(grid): grid for grid, _, _ in options}  # one stands twice, with and without a shift
+    changed = {key: residual(grid - matrix, judge) for key, grid in weights.items()}
+    return [changed[id(grid)] + shifted(grid - matrix, shift, judge) for grid, _, shift in options]
 
 
 def _least_steps(state: Forms, product: Product, shape: tuple[int, ...], free: bool) -> np.ndarray:

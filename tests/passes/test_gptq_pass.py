@@ -15,7 +15,7 @@ from edgeopt.graph.execute import Executor
 from edgeopt.graph.quantization import QuantParams, Site, read, strip, write
 from edgeopt.load import load
 from edgeopt.passes import Change, Context, Facets, Pass
-from edgeopt.passes._least_squares import Moments, best_weights, residual, round_columns
+from edgeopt.passes._least_squares import Moments, best_weights, residual, round_columns, shifted
 from edgeopt.passes._products import read_product
 from edgeopt.passes.gptq import Gptq
 from edgeopt.platform import load_platform
@@ -185,17 +185,37 @@ def test_the_closed_form_is_least_squares() -> None:
         np.testing.assert_allclose(best[group], solution[:-1].T, rtol=1e-6, atol=1e-9)
     change = best - weight
     shift = moments.errors / 400 - np.einsum("gok,gk->go", change, moments.inputs / 400)
-    left = residual(change, shift, moments)
-    none = residual(np.zeros_like(change), np.zeros_like(shift), moments)
+    left = residual(change, moments) + shifted(change, shift, moments)
+    nothing = np.zeros_like(change)
+    none = residual(nothing, moments) + shifted(nothing, np.zeros_like(shift), moments)
     expected = np.square(wanted - given @ np.swapaxes(best, 1, 2) - shift[:, None]).mean(1)
     unchanged = np.square(wanted - given @ np.swapaxes(weight, 1, 2)).mean(1)
     # the figures lack the same constant, so differences agree
     full = np.square(errors).mean(1)
     np.testing.assert_allclose(none, 0, atol=1e-12)
     np.testing.assert_allclose(unchanged, full, rtol=1e-9)
-    shifted = np.square(errors - given @ np.swapaxes(change, 1, 2)).mean(1)
+    without = np.square(errors - given @ np.swapaxes(change, 1, 2)).mean(1)
+    np.testing.assert_allclose(left, expected - full, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(residual(change, moments), without - full, rtol=1e-6, atol=1e-9)
     assert (left <= none + 1e-12).all()
-    assert (expected <= shifted + 1e-12).all()
+    assert (expected <= without + 1e-12).all()
+
+
+def test_sums_of_many_columns_take_rows_by_blocks_and_float_outputs_instead_of_errors() -> None:
+    generator = np.random.default_rng(0)
+    weight = generator.standard_normal((1, 3, 1100))
+    rows = generator.standard_normal((1, 1500, 1100)).astype(np.float32)
+    outputs = generator.standard_normal((1, 1500, 3)).astype(np.float32)
+    once, blocks = Moments.empty(1, 3, 1100), Moments.empty(1, 3, 1100)
+    once.see(rows, outputs - (rows @ weight[0].T).astype(np.float32))
+    for start in range(0, 1500, 250):
+        blocks.see(rows[:, start : start + 250], outputs[:, start : start + 250])
+    blocks.less(weight)
+    assert once.count == blocks.count == 1500
+    assert not once.waiting and not blocks.waiting
+    for name in ("inputs", "errors", "square", "cross"):
+        one, other = getattr(once, name), getattr(blocks, name)
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-3 * np.abs(one).mean())
 
 
 def test_handing_errors_on_beats_rounding_to_nearest() -> None:
