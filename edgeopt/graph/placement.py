@@ -124,6 +124,7 @@ class _Placer:
         self.asked: dict[ir.Value, set[tuple[str, int]]] = {}
         self.weights: dict[ir.Value, set[tuple[str, int]]] = {}
         self.weight_rules: dict[ir.Value, tuple[TensorRule, int | None]] = {}
+        self.either_axis: set[ir.Value] = set()
         self.fused: set[ir.Node] = set()
 
     def run(self) -> Placement:
@@ -344,24 +345,38 @@ class _Placer:
             tensor = value.const_value
             if tensor is None or tensor.size < SMALLEST_CONSTANT:
                 continue
-            self._weight(value, (node.name or "", index), self.rules.weight, axis)
+            self._weight(value, (node.name or "", index), self.rules.weight, axis, self._gathers_rows(node))
             if node.name not in self.placement.products:
                 self.placement.products.append(node.name or "")
 
-    def _weight(self, value: ir.Value, reader: tuple[str, int], rule: TensorRule, axis: int | None) -> None:
-        """Notes a reader of a constant; readers that disagree on the axis share one scale."""
-        if value in self.weight_rules and self.weight_rules[value][1] != axis:
-            axis = None
-        self.weight_rules[value] = (rule, axis)
+    def _weight(
+        self,
+        value: ir.Value,
+        reader: tuple[str, int],
+        rule: TensorRule,
+        axis: int | None,
+        either: bool = False,
+    ) -> None:
+        """Notes a reader of a constant; readers that disagree on the axis share one scale.
+
+        A reader that takes ``either`` axis of a matrix agrees with all others.
+        """
+        if value not in self.weights:
+            self.weight_rules[value] = (rule, axis)
+            if either:
+                self.either_axis.add(value)
+        elif value in self.either_axis and not either:
+            self.either_axis.discard(value)
+            self.weight_rules[value] = (rule, axis)
+        elif self.weight_rules[value][1] != axis and not either:
+            self.weight_rules[value] = (rule, None)
         self.weights.setdefault(value, set()).add(reader)
 
-    def _other_axis(self, value: ir.Value, readers: Set[tuple[str, int]], axis: int | None) -> int | None:
-        """The rows of a table where all that read it gather rows, which the runtime widens afterwards."""
-        gathers = [use.node for use in value.uses() if (use.node.name or "", use.idx) in readers]
-        fits = all(
-            node.op_type in self.rules.rows_of and node.attributes.get_int("axis", 0) == 0 for node in gathers
-        )
-        return 0 if fits and axis == 1 and len(value.shape or ()) == 2 else None
+    def _gathers_rows(self, node: ir.Node) -> bool:
+        """Whether a node gathers rows of a matrix that the runtime widens afterwards."""
+        table = node.inputs[0]
+        rank = 0 if table is None or table.shape is None else len(table.shape)
+        return node.op_type in self.rules.rows_of and rank == 2 and node.attributes.get_int("axis", 0) == 0
 
     def _sites(self) -> Placement:
         result = self.placement
@@ -376,7 +391,7 @@ class _Placer:
                 result.operands.add(value.name or "")
         for value, readers in self.weights.items():
             rule, axis = self.weight_rules[value]
-            other = self._other_axis(value, readers, axis)
+            other = 0 if value in self.either_axis and axis == 1 else None
             result.constants[site(value, readers)] = Constant(value.name or "", rule, axis, other)
         return result
 

@@ -284,7 +284,8 @@ def scales(
             axis = _nearer_axis(tensor.numpy(), constant)
             scale = channel_scales(tensor.numpy(), axis, dtype)
             if constant.value in smallest:
-                scale = np.maximum(scale, smallest[constant.value]).astype(np.float32)
+                least = smallest[constant.value]
+                scale = np.maximum(scale, least if scale.ndim else least.max()).astype(np.float32)
             params[where] = [QuantParams(dtype, scale, None, None if scale.ndim == 0 else axis)]
         else:
             array = tensor.numpy()

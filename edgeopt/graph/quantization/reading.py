@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeopt.graph.names import name_nodes
-from edgeopt.graph.quantization.naming import add_initializer, drop_initializer
+from edgeopt.graph.quantization.naming import Names, add_initializer, drop_initializer
 from edgeopt.graph.quantization.parameters import QuantParams, Site, dequantize_array
 
 
@@ -45,13 +45,14 @@ def read(model: ir.Model) -> dict[Site, list[QuantParams]]:
 def strip(model: ir.Model) -> None:
     """Removes all quantization from the main graph, in place; what it leaves computes in float.
 
-    Integer initializers become float ones of the same name.
+    Integer initializers become float ones of the same name. Who reads the integers as such, as a Gather of
+    rows that are dequantized later, still does, under another name.
     """
-    graph = model.graph
+    graph, names = model.graph, Names(model)
     for value, links in list(_heads(graph)):
         name = _stripped_name(graph, value, links)
         folded = value.is_initializer() and value.dtype is not None and value.dtype.is_integer()
-        source = _float_initializer(graph, value, links[0].params) if folded else value
+        source = _float_initializer(graph, value, links[0].params, names) if folded else value
         results, nodes = _flatten(links)
         for result in results:
             _replace(graph, result, source, set(nodes))
@@ -239,8 +240,8 @@ def _replace(graph: ir.Graph, old: ir.Value, new: ir.Value, own: set[ir.Node]) -
             graph.outputs[index] = new
 
 
-def _float_initializer(graph: ir.Graph, value: ir.Value, params: QuantParams) -> ir.Value:
-    """Puts a float initializer of the same name in the place of an integer one."""
+def _float_initializer(graph: ir.Graph, value: ir.Value, params: QuantParams, names: Names) -> ir.Value:
+    """Puts a float initializer of the same name in the place of an integer one, which gets another."""
     tensor = value.const_value
     assert tensor is not None
     name = value.name or ""
@@ -251,5 +252,6 @@ def _float_initializer(graph: ir.Graph, value: ir.Value, params: QuantParams) ->
         name=name,
     )
     graph.initializers.pop(name)
-    value.name = f"{name}_quantized"
+    value.name = names.value(f"{name}_quantized")
+    graph.register_initializer(value)
     return add_initializer(graph, name, lazy)
