@@ -25,10 +25,14 @@ from edgeopt.host import distortion, isa
 from edgeopt.judgement import Judgement, drop_evidence, metric_evidence, relative_drop_evidence
 from edgeopt.metrics.base import Metric
 from edgeopt.metrics.top1 import TopK
+from edgeopt.passes._calibration_lint import unlike
 from edgeopt.session import Session
 
 Sessions = Session | Mapping[str, Session]
 Progress = Callable[[Iterable[Any], str, int | None], Iterable[Any]]
+
+INPUTS = 4
+"""Calls whose inputs are compared with those of the calibration samples."""
 
 __all__ = ["BATCH", "Judgement", "judge"]
 
@@ -56,6 +60,7 @@ def judge(
     digest: str = "",
     seed: int = 0,
     relative: bool = False,
+    calibration: Iterable[Mapping[str, np.ndarray]] | None = None,
 ) -> Judgement:
     """Judges an artifact against its original, streamed, opening the evaluation data once.
 
@@ -75,6 +80,7 @@ def judge(
         digest: The artifact's digest.
         seed: Of the bootstrap.
         relative: Determine the drop in % of the original too, for a budget in %.
+        calibration: Calls that the artifact was calibrated on, for a note where they look unlike the data.
 
     Raises:
         DataError: Data, metric and outputs do not fit each other.
@@ -101,7 +107,7 @@ def judge(
         conditions["harness"] = harness.name
     if limit is not None and len(samples) < len(evaluation):
         conditions["limit"] = f"{len(samples)} of {len(evaluation)}"
-    notes = []
+    notes = [] if calibration is None else list(unlike(calibration, tally.inputs, "evaluation"))
     distorted = distortion() if where == "host" else None
     if distorted is not None:
         conditions["distorts"] = distorted
@@ -142,6 +148,7 @@ class _Tally:
         self.artifact: list[Any] = []
         self.fidelity = Fidelity()
         self.agreements: list[bool] = []
+        self.inputs: list[Mapping[str, np.ndarray]] = []
 
     def add(
         self, expected: Mapping[str, Any] | None, actual: Mapping[str, Any], sample: Mapping[str, Any]
@@ -236,6 +243,8 @@ def _calls(
     """Runs both models call by call, the artifact's as many at once as it can; one item per sample."""
     ahead: deque[tuple[Call, Callable[[], dict[str, np.ndarray]]]] = deque()
     for call in samples.calls(batch):
+        if len(tally.inputs) < INPUTS:
+            tally.inputs.append(call.feeds)
         ahead.append((call, artifact.submit(call.feeds)))
         if len(ahead) >= artifact.width:
             yield from _tallied(original, *ahead.popleft(), tally)

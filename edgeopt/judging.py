@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from edgeopt import evaluate, host, user_code
 from edgeopt.artifact import Artifact
@@ -53,9 +54,18 @@ def judge(corridor: Corridor, artifact: Artifact) -> evaluate.Judgement | None:
             digest=artifact.digest,
             seed=corridor.job.seed,
             relative=drop_unit(corridor) == "%",
+            calibration=_calibrated(corridor),
         )
     corridor.store.keep(key, judgement.to_json())
     return judgement
+
+
+def _calibrated(corridor: Corridor) -> Iterator[Mapping[str, Any]] | None:
+    """The calls that static quantization chose its ranges by, where the model is judged call by call."""
+    parts = list(corridor.parts.values())
+    if corridor.harness is not None or len(parts) != 1 or parts[0].calibrate is None:
+        return None
+    return parts[0].calibrate.feeds() if "static-int8" in corridor.precisions.values() else None
 
 
 def conclude(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
 import onnx_ir as ir
 
+from edgeopt.graph.execute import Feeds
 from edgeopt.graph.names import original_names
 from edgeopt.graph.observers import Observer
 from edgeopt.graph.thresholds import Method
@@ -55,7 +56,7 @@ def lint(
     found += _outliers(observers, method, percentile, producers)
     found += _dead(observers, producers)
     if validation is not None and len(validation) and validation.digest != calibration.digest:
-        found += _unlike(model, calibration, validation)
+        found += unlike(calibration.feeds(), validation.feeds(), "validation")
     return found
 
 
@@ -101,7 +102,7 @@ def _dead(observers: Mapping[str, Observer], producers: Mapping[str | None, ir.N
             continue
         low, high = observer.channels
         count = int((low == high).sum())
-        if 0 < count < len(low) and name in producers:
+        if 0 < count < len(low):
             looked = max(looked, observer.channel_entries)
             dead.append((count, len(low), name))
     if dead:
@@ -109,7 +110,7 @@ def _dead(observers: Mapping[str, Observer], producers: Mapping[str | None, ir.N
         total = sum(item[0] for item in dead)
         where = f"{count} of {size} in {_place(name, producers)}"
         yield (
-            f"{total} channels never vary on the {looked} samples looked at ({where}): dead in the model, or "
+            f"channels never vary on the {looked} samples looked at: {total} ({where}); dead in the model, or "
             "the samples do not reach them"
         )
 
@@ -122,9 +123,15 @@ class _Statistics:
     high: float
 
 
-def _unlike(model: ir.Model, calibration: Samples, validation: Samples) -> Iterator[str]:
-    """Inputs whose numbers look prepared in another way than those of the validation samples."""
-    ours, theirs = _statistics(model, calibration), _statistics(model, validation)
+def unlike(calibration: Iterable[Feeds], others: Iterable[Feeds], part: str) -> Iterator[str]:
+    """Says which inputs look prepared in another way than those of another part of the data.
+
+    Args:
+        calibration: Calls; the first ``LOOKED_AT`` are looked at.
+        others: Calls of the other part.
+        part: What that part is called.
+    """
+    ours, theirs = _statistics(calibration), _statistics(others)
     for name, one in ours.items():
         other = theirs.get(name)
         if other is None:
@@ -134,19 +141,18 @@ def _unlike(model: ir.Model, calibration: Samples, validation: Samples) -> Itera
         if spread == 0 or (abs(one.mean - other.mean) <= spread and spread <= 3 * least):
             continue
         yield (
-            f"the calibration samples look unlike the validation samples: {name!r} is "
+            f"the calibration samples look unlike the {part} samples: {name!r} is "
             f"{one.mean:.3g} ± {one.deviation:.3g} from {one.low:.3g} to {one.high:.3g} here and "
             f"{other.mean:.3g} ± {other.deviation:.3g} from {other.low:.3g} to {other.high:.3g} there; "
             "are both prepared in the same way?"
         )
 
 
-def _statistics(model: ir.Model, samples: Samples) -> dict[str, _Statistics]:
-    floats = {value.name for value in model.graph.inputs if value.dtype == ir.DataType.FLOAT}
+def _statistics(calls: Iterable[Feeds]) -> dict[str, _Statistics]:
     seen: dict[str, list[tuple[int, float, float, float, float]]] = {}
-    for feeds in islice(samples.feeds(), LOOKED_AT):
+    for feeds in islice(calls, LOOKED_AT):
         for name, array in feeds.items():
-            if name in floats and array.size:
+            if array.dtype.kind == "f" and array.size:
                 wide = array.astype(np.float64)
                 seen.setdefault(name, []).append(
                     (array.size, wide.sum(), np.square(wide).sum(), wide.min(), wide.max())

@@ -1,8 +1,8 @@
 """Reference execution does not saturate where the integer kernels of some hosts do.
 
 x86 without VNNI multiplies unsigned by signed bytes with ``vpmaddubsw``: two neighbouring products are added
-in 16 bits, and what does not fit is cut off at 32767. ``saturating`` computes exactly that, so that a host which
-has VNNI shows the difference too.
+in 16 bits, and what does not fit is cut off at 32767. ``saturating`` computes exactly that, so that a host
+which has VNNI shows the difference too.
 """
 
 from __future__ import annotations

@@ -62,3 +62,11 @@ def test_another_preprocessing_than_the_validation_data() -> None:
     raw = Others([{"x": (row["x"] * 58 + 120).astype(np.float32)} for row in data.rows])
     (note,) = notes(residual_net(), data, raw)
     assert "look unlike the validation samples" in note and "'x'" in note
+
+
+def test_channels_of_the_input_that_never_vary() -> None:
+    data = rows(SHAPE)
+    for row in data.rows:
+        row["x"][:, 1] = 0.3
+    (note,) = notes(residual_net(), data)
+    assert "never vary" in note and "1 of 3 in the input 'x'" in note
