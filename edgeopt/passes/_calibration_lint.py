@@ -110,8 +110,8 @@ def _dead(observers: Mapping[str, Observer], producers: Mapping[str | None, ir.N
         total = sum(item[0] for item in dead)
         where = f"{count} of {size} in {_place(name, producers)}"
         yield (
-            f"channels never vary on the {looked} samples looked at: {total} ({where}); dead in the model, or "
-            "the samples do not reach them"
+            f"channels never vary on the {looked} samples looked at: {total} ({where}); dead in the model, "
+            "or the samples do not reach them"
         )
 
 

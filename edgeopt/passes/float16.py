@@ -1,14 +1,15 @@
 """Store weights in float16; they are widened to float32 where they are read.
 
 Half the size at no cost in speed: a runtime widens constants once, at load. Rows of an embedding are
-widened after they are gathered. Weights that float16 cannot hold (beyond 65504) stay as they are.
+widened after they are gathered. Weights that float16 cannot hold (beyond 65504) stay as they are, and a note
+names them.
 
 Where the runtime builds its engine in float16 by itself (the rule ``float16: build-flag``), the file keeps
 float32 and the model only carries the wish. Such an engine computes in float16, so with calibration data
 every activation is looked at, and those that overflow are named.
 
-``bfloat16`` keeps the range of float32 with 8 bits of significand instead of 11: nothing overflows, and
-rounding is eight times as coarse.
+``bfloat16`` keeps the range of float32 with 8 bits of significand instead of 11: rounding is eight times as
+coarse, and nothing overflows but what rounds beyond its largest number, 3.39e38, as masks of -3.4e38 do.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ SMALLEST = 64
 SEEN = 32
 """Calibration samples that show what overflows."""
 
-LARGEST = 65504.0
-"""The largest number of float16."""
+LARGEST = {"float16": 65504.0, "bfloat16": 3.3895e38}
+"""The largest number of each type."""
 
 
 @dataclass(frozen=True)
@@ -84,14 +85,20 @@ class Float16(Pass):
             readers = tuple(dict.fromkeys(use.node.name or "" for use in value.uses()))
             if not readers or (keep | done) & set(readers) or _quantized(value):
                 continue
-            if self.type == "float16" and not np.abs(tensor.numpy()).max(initial=0.0) <= LARGEST:
-                change.skipped.append(Skipped(self.name, readers[0], "its weights exceed 65504"))
+            if not np.abs(tensor.numpy()).max(initial=0.0) <= LARGEST[self.type]:
+                reason = f"its weights exceed {LARGEST[self.type]:g}"
+                change.skipped.append(Skipped(self.name, readers[0], reason))
                 continue
             if not context.allow(self.name, readers[0]):
                 continue
             _narrow(model, value, tensor, names, dtype)
             change.rewrites.append(Rewrite(self.name, readers[0], readers))
         change.summary = f"{len(change.rewrites)} constants to {self.type}"
+        if beyond := [item.site for item in change.skipped]:
+            shown = ", ".join(beyond[:3]) + (f" and {len(beyond) - 3} more" if len(beyond) > 3 else "")
+            change.notes.append(
+                f"what exceeds the largest {self.type} ({LARGEST[self.type]:g}) stays in float32: {shown}"
+            )
         return change
 
     def _wish(self, model: ir.Model, keep: bool, context: Context) -> Change:
@@ -130,7 +137,7 @@ def _overflows(model: ir.Model, context: Context) -> list[str]:
     beyond = [
         (max(-item.low, item.high), name)
         for name, item in observe(model, list(producers), calls, histogram=False).items()
-        if item.entries and (item.marks or max(-item.low, item.high) > LARGEST)
+        if item.entries and (item.marks or max(-item.low, item.high) > LARGEST["float16"])
     ]
     if not beyond:
         return []

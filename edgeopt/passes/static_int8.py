@@ -21,7 +21,7 @@ from edgeopt.errors import PassError, UserError
 from edgeopt.graph.change import Change, Rewrite
 from edgeopt.graph.execute import Feeds
 from edgeopt.graph.names import name_nodes
-from edgeopt.graph.observers import Observer
+from edgeopt.graph.observers import Observer, channel_scales
 from edgeopt.graph.placement import Placement, is_constant, place
 from edgeopt.graph.quantization import Parameters, QuantParams, Site, write
 from edgeopt.graph.thresholds import PERCENTILE, Method
@@ -138,6 +138,15 @@ class StaticInt8(Pass):
         if self.activation_bits == 16:
             notes.append(FLOAT_KERNELS)
         params = choices[method]
+        if wider := _widened(model, placement, params):
+            count, most = (
+                units.number(sum(wider.values()), "weight scale"),
+                max(wider, key=lambda n: wider[n]),
+            )
+            notes.append(
+                f"biases are stored as 32-bit integers at input times weight scale: so that they fit, {count}"
+                f" became wider than the weights need, most of them in {most}"
+            )
         moving = self._per_call(model, rules, placement, params, judged, reference)
         if moving:
             params = {**params, **moving}
@@ -240,6 +249,21 @@ class StaticInt8(Pass):
         judged = {method: round(worth(model, params, reference), 2) for method, params in choices.items()}
         slack = {method: CUTTING if method == "min-max" else 0.0 for method in choices}
         return max(choices, key=lambda method: judged[method] + slack[method]), dict(judged.items())
+
+
+def _widened(model: ir.Model, placement: Placement, params: Parameters) -> dict[str, int]:
+    """How many scales of weights, by node, are wider than the weights need, since a bias would not fit."""
+    scales = {where.value: chain[0] for where, chain in params.items()}
+    names = {node.name: shown(node) for node in model.graph}
+    found: dict[str, int] = {}
+    for name, _, weight, _, axis in placement.biases:
+        tensor, link = model.graph.initializers[weight].const_value, scales.get(weight)
+        if tensor is None or link is None or link.scale is None or link.zero_point is not None:
+            continue
+        needed = channel_scales(tensor.numpy(), axis, link.dtype)
+        if needed.shape == link.scale.shape and (count := int((link.scale > 1.001 * needed).sum())):
+            found[names[name]] = count
+    return found
 
 
 def _for_products(model: ir.Model, where: Site, rules: QuantizationRules) -> bool:

@@ -124,8 +124,9 @@ def test_the_bias_always_fits_int32() -> None:
     bias = net.constant(np.array([1, 1000, -1, 5], np.float32))
     net_out = net.add("Gemm", net.x, weight, bias, transB=1)
     model = net.model(net_out)
-    apply("static-int8", model, rows((4,)), observer="mse")
+    change = apply("static-int8", model, rows((4,)), observer="mse")
     params = read(model)
+    assert any("biases are stored as 32-bit integers" in note and "/gemm_0" in note for note in change.notes)
     scale = params[Site("c0")][0].scale
     source = params[Site("x")][0].scale
     assert scale is not None and source is not None

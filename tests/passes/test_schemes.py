@@ -59,11 +59,28 @@ def test_bfloat16_has_the_range_of_float32() -> None:
     model = net.model(net.add("MatMul", net.x, large))
     _, change = apply("float16", model)
     assert change.skipped and "65504" in change.skipped[0].reason
+    (note,) = change.notes
+    assert "stays in float32: /matmul" in note
     stored, change = apply("float16", model, type="bfloat16")
     assert not change.skipped and "bfloat16" in change.summary
     data = rows((16,))
     value = fidelity.compare(Executor(model).run, Executor(stored).run, data.feeds()).value
     assert value is not None and 45 < value < 70
+
+
+def test_what_would_round_to_infinity_stays_in_float32() -> None:
+    net = Net(["n", 64])
+    mask = np.where(np.arange(64) % 2, 0.0, np.finfo(np.float32).min).astype(np.float32)
+    weight = net.constant(np.eye(64, dtype=np.float32))
+    model = net.model(
+        net.add("Softmax", net.add("Add", net.add("MatMul", net.x, weight), net.constant(mask)))
+    )
+    for kind in ("float16", "bfloat16"):
+        stored, change = apply("float16", model, type=kind)
+        assert len(change.rewrites) == 1 and len(change.skipped) == 1
+        with Executor(stored) as executor:
+            (value,) = executor.run(next(rows((64,)).feeds())).values()
+        assert np.isfinite(value).all()
 
 
 def test_activations_that_overflow_an_engine_are_named() -> None:
