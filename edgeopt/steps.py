@@ -10,6 +10,7 @@ file or to blobs, so that unchanged weights cost nothing.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -17,7 +18,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -209,6 +210,8 @@ def tool_versions() -> dict[str, str]:
         source.update(path.relative_to(package).as_posix().encode())
         source.update(path.read_bytes())
     found = {name: version(name) for name in ("numpy", "onnx", "onnx-ir", "onnxruntime")}
+    with contextlib.suppress(PackageNotFoundError):  # torch is not installed everywhere
+        found["torch"] = version("torch")
     return {"edgeopt": source.hexdigest(), **found}
 
 

@@ -17,9 +17,9 @@ from edgeopt.graph.cost import cost
 from edgeopt.graph.execute import Executor
 from edgeopt.passes.base import Divisible, Samples
 
-MULTIPLIES_PER_SECOND = 5e9
-BYTES_PER_SECOND = 2e9
-SECONDS_PER_NODE = 1e-4
+MULTIPLIES_PER_SECOND = 3e10
+BYTES_PER_SECOND = 5e9
+SECONDS_PER_NODE = 4e-5
 """What torch does on one core of the machines that edgeopt runs on; estimates of time rest on these."""
 
 PASSES = 3

@@ -8,8 +8,9 @@ weights on their grids, may be trained with them, straight through the rounding.
 trained (``reconstruct``) inner values are the target; here the outputs alone, so it does not matter what
 was done to the weights before, and it comes behind every other step that recovers accuracy.
 
-Scales that are equal stay equal, as a runtime may tie them, those that it fixes stay, and none falls below
-half of what it was, so that biases which fitted into integers still fit. Zero points stay.
+Scales that are equal stay equal, as a runtime may tie them, those that it fixes stay, as do those of
+what takes few levels (an image's pixels), whose errors jump with the scale; and none falls below half of
+what it was, so that biases which fitted into integers still fit. Zero points stay.
 
 The number of iterations is fixed before the start, from an estimate of their cost, so a run ends at the
 same place on every machine. At several points of the way the model is judged on validation samples; the
@@ -18,7 +19,7 @@ best of them is kept if it gains at least 0.1 dB, else the model is left as it w
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -29,14 +30,13 @@ from edgeopt.errors import ModelError, RuntimeFailure, UserError
 from edgeopt.graph.autograd import Segment, to_numpy
 from edgeopt.graph.autograd.operators import Tensor, require_torch
 from edgeopt.graph.change import Change, Rewrite
-from edgeopt.graph.execute import Executor
 from edgeopt.graph.names import name_nodes
 from edgeopt.graph.quantization import read as read_quantization
 from edgeopt.graph.quantization import strip
 from edgeopt.passes._blocks import Block, varying
-from edgeopt.passes._calibration import WORTH, Calls
-from edgeopt.passes._judge import Judge
+from edgeopt.passes._calibration import WORTH
 from edgeopt.passes._learned_weights import Moved
+from edgeopt.passes._lessons import Lessons, rows_of
 from edgeopt.passes._training import (
     Trainable,
     constant,
@@ -48,31 +48,21 @@ from edgeopt.passes._training import (
 )
 from edgeopt.passes._training_calls import (
     draw_order,
-    input_shapes,
-    joined,
     one_thread,
-    read_evenly,
-    run_each,
-    seconds_of,
 )
 from edgeopt.passes.base import Context, Facet, Keeps, Pass, Samples, Stage
 
-HELD_BYTES = 2**29
-"""Inputs and outputs of all training samples together stay below this; fewer samples are used then."""
-
-BYTES_PER_RUN = 2**28
-"""Activations of samples that run together stay below this; a batch is run in parts then."""
-
-OVERALL = 256
-"""Validation samples that judge at most."""
+LEVELS = 1024
+"""The scale of what takes no more levels stays: learned scales suppose errors of rounding that are spread."""
 
 CHECKPOINTS = 5
 """So often on the way the model is judged."""
 
-LEAST_ITERATIONS, MOST_ITERATIONS = 10, 20000
+ROUNDS = 8
+"""So often each sample is trained on at most; small sets are learned by heart soon."""
 
-HELD = 4
-"""Where validation and calibration are the same few calls, every so many judges, and is not trained on."""
+LEAST_ITERATIONS = 30
+"""Fewer teach nothing."""
 
 
 @dataclass(frozen=True)
@@ -97,9 +87,9 @@ class Distill(Pass):
     iterations: int = 2000
     batch: int = 8
     samples: int = 1024
-    scales: float = 0.005
-    biases: float = 0.01
-    weights: float = 0.003
+    scales: float = 0.003
+    biases: float = 0.003
+    weights: float = 0.001
 
     def __post_init__(self) -> None:
         if self.seconds <= 0 or self.iterations < 1 or self.batch < 1 or self.samples < 1:
@@ -156,13 +146,24 @@ class Distill(Pass):
             strip(original)
         else:
             original = context.teacher
-        lessons, judge = _read(model, original, data, context, self)
+        lessons = Lessons.of(model, data, context, self.samples)
+        size = self.batch if lessons.joins else max(1, self.batch // lessons.largest)
+        each = lessons.seconds(model, size)
+        most = max(LEAST_ITERATIONS, ROUNDS * len(lessons.calls) // size)
+        count = int(min(self.seconds / max(each, 1e-9), self.iterations, most))
+        if count < min(LEAST_ITERATIONS, self.iterations):
+            return Change(
+                summary=f"left as it is: {self.seconds:g} s are {count} iterations, too few to learn"
+            )
+        judge = lessons.taught(original, count * size)
+        few = _of_few_levels(
+            model, trainable, next(iter(lessons.batch(range(min(size, len(lessons.calls))))))[0]
+        )
+        trainable.scales = [group for group in trainable.scales if not few.intersection(group)]
+        if not trainable.names:
+            return Change(summary="nothing that could be trained")
         before = judge.decibels(model)
         student = _Student.of(model, trainable, self)
-        each = seconds_of(model, varying(model.graph), lessons.shapes, lessons.samples_of(self.batch))
-        most = min(self.iterations, MOST_ITERATIONS)
-        count = int(np.clip(self.seconds / max(each, 1e-9), min(LEAST_ITERATIONS, most), most))
-        size = self.batch if lessons.joins else max(1, self.batch // lessons.largest)
         order = draw_order(np.random.default_rng(context.seed), count * size, len(lessons.calls))
         optimizer = torch.optim.Adam(student.groups)
         reached: list[float] = []
@@ -190,7 +191,7 @@ class Distill(Pass):
                 "fidelity_after": round(best, 2),
                 "checkpoints": [round(value, 2) for value in reached],
                 "iterations": count,
-                "samples": sum(_rows(call) for call in lessons.calls),
+                "samples": sum(rows_of(call) for call in lessons.calls),
             }
         )
         if kept is None or best < before + WORTH:
@@ -210,79 +211,26 @@ def _listed(trainable: Trainable) -> str:
     return named[0] if len(named) == 1 else ", ".join(named[:-1]) + " and " + named[-1]
 
 
-def _rows(call: Mapping[str, np.ndarray]) -> int:
-    return max((array.shape[0] for array in call.values() if array.ndim), default=1)
-
-
-@dataclass(slots=True)
-class _Lessons:
-    """What the model is taught: inputs, and the original's outputs.
-
-    Attributes:
-        calls: The inputs of each call.
-        wanted: The original's outputs of each call.
-        power: The mean square of every output.
-        joins: Whether calls may be joined to one, and how many at a time, 0 for none.
-        shapes: Shapes of the inputs of the first call.
-    """
-
-    calls: list[dict[str, np.ndarray]]
-    wanted: list[dict[str, np.ndarray]]
-    power: dict[str, float]
-    joins: int
-    shapes: dict[str, tuple[int, ...]]
-
-    @property
-    def largest(self) -> int:
-        """Samples of the largest call."""
-        return max(_rows(call) for call in self.calls)
-
-    def samples_of(self, batch: int) -> float:
-        """How many times the first call's cost an iteration has."""
-        return batch / max(_rows(self.calls[0]), 1) if self.joins else max(1, batch // self.largest)
-
-    def batch(
-        self, indices: Sequence[int] | np.ndarray
-    ) -> Iterable[tuple[dict[str, np.ndarray], dict[str, np.ndarray], float]]:
-        """Returns calls, joined where possible, with the outputs wanted and their share in the loss."""
-        size = max(self.joins, 1)
-        for start in range(0, len(indices), size):
-            chosen = [int(index) for index in indices[start : start + size]]
-            share = len(chosen) / len(indices)
-            if len(chosen) == 1:
-                yield self.calls[chosen[0]], self.wanted[chosen[0]], share
-            else:
-                feeds = joined([self.calls[index] for index in chosen])
-                yield feeds, joined([self.wanted[index] for index in chosen]), share
-
-
-def _read(
-    model: ir.Model, original: ir.Model, data: Samples, context: Context, options: Distill
-) -> tuple[_Lessons, Judge]:
-    """Reads the samples and runs the original on them; parts from them those that judge."""
-    names = [value.name or "" for value in model.graph.outputs]
-    calls, joins = read_evenly(model, data, options.samples, HELD_BYTES, BYTES_PER_RUN)
-    validation = context.validation
-    if validation is not None and len(validation) and validation.digest != data.digest:
-        judge = Judge.of(original, Calls.fitting(model, validation, OVERALL).for_trials(model, OVERALL))
-    else:
-        held = [call for index, call in enumerate(calls) if index % HELD == HELD - 1]
-        judge = Judge.of(original, held or calls)
-        calls = [call for index, call in enumerate(calls) if not held or index % HELD != HELD - 1]
-    with Executor(original, optimize=True) as executor:
-        wanted = [run_each(executor, call, names) for call in calls]
-    wanted = [{name: array for name, array in one.items() if array.dtype.kind == "f"} for one in wanted]
-    power = {
-        name: max(
-            sum(float(np.square(one[name], dtype=np.float64).sum()) for one in wanted)
-            / max(sum(one[name].size for one in wanted), 1),
-            1e-12,
-        )
-        for name in wanted[0]
+def _of_few_levels(model: ir.Model, trainable: Trainable, feeds: Mapping[str, np.ndarray]) -> set[str]:
+    """Finds the scales of what takes few levels, as an image's 8-bit pixels do."""
+    torch = require_torch()
+    learned = {name for group in trainable.scales for name in group}
+    readers = {
+        node.inputs[0].name or "": node.inputs[1].name or ""
+        for node in varying(model.graph)
+        if node.op_type == "QuantizeLinear" and node.inputs[0] is not None and node.inputs[1] is not None
     }
-    if not power:
-        raise ModelError("no output is in floating point")
-    return _Lessons(calls, wanted, power, joins, input_shapes(calls[0])), judge
+    readers = {name: scale for name, scale in readers.items() if scale in learned}
+    inner = [name for name in readers if name not in feeds]
+    with torch.no_grad():
+        made = Segment(model, None, inner, quantized=False)(feeds)
+    found = set()
+    for name, scale in readers.items():
+        numbers = to_numpy(made[name]) if name in made else feeds[name]
+        levels = np.unique(numbers).size
+        if levels <= LEVELS and levels * 4 < numbers.size:
+            found.add(scale)
+    return found
 
 
 @dataclass(slots=True)

@@ -32,6 +32,7 @@ from edgeopt.passes._rules import kept
 from edgeopt.passes.absorb_biases import AbsorbBiases
 from edgeopt.passes.base import Context, Entry, Facet, Keeps, Pass, Plan, Stage
 from edgeopt.passes.bias_correction import BiasCorrection
+from edgeopt.passes.distill import Distill
 from edgeopt.passes.dynamic_int8 import DynamicInt8
 from edgeopt.passes.end_plan import EndPlan
 from edgeopt.passes.equalize_channels import EqualizeChannels
@@ -78,6 +79,15 @@ Preparing = (
 PREPARING: tuple[type[Preparing], ...] = get_args(Preparing)
 """Steps before static int8, in order; all are exact in float."""
 
+LESS = Distill(seconds=25.0, iterations=250)
+"""The training of the whole model where no more effort is asked for."""
+
+MORE = Distill(seconds=90.0, iterations=1500, weights=0.003, biases=0.01)
+"""The one where it is."""
+
+WITHOUT = "torch is not installed, so scales are not learned (pip install 'edgeopt[torch]')"
+"""What the ledger says where the training was left out."""
+
 PRODUCTS = ("MatMul", "Gemm", "LSTM", "GRU", "RNN")
 
 
@@ -101,8 +111,9 @@ class Quantize(Plan):
         equalize: Equalize the ranges of channels and absorb biases before static int8.
         fidelity: Below this many dB on the validation samples layers return to float; 0 never does, and
             ``throughout`` never does either.
-        effort: ``default`` solves for the weights in closed form, ``more`` searches ranges before it and
-            trains weights behind it (left out without torch), ``minimal`` does nothing where static int8
+        effort: ``default`` solves for the weights in closed form and, where torch is installed, trains the
+            whole model for some 20 CPU seconds; ``more`` searches ranges before it, and trains block by block
+            and then the whole behind it (left out without torch); ``minimal`` does nothing where static int8
             meets ``fidelity``.
         cpu_seconds: Once the plan's steps took so much processor time, those that recover accuracy are
             left out, and the ledger says which; a step under way is not interrupted. 0 knows no end.
@@ -163,9 +174,9 @@ class Quantize(Plan):
         if isinstance(last, PREPARING):
             return self._first(model, context)
         recovery = self._recovery(context, ledger)
-        if recovery is None or not spent:
-            return recovery
-        return self._ended(context, ledger)
+        if recovery is None:
+            return _hint(ledger)
+        return self._ended(context, ledger) if spent else recovery
 
     def _recovery(self, context: Context, ledger: Sequence[Entry]) -> Pass | None:
         """The step that may recover accuracy behind those so far."""
@@ -184,7 +195,10 @@ class Quantize(Plan):
         unsolved = isinstance(last, Gptq) and not ledger[-1].change.rewrites
         if unsolved and _reached(ledger) < FAITHFUL and _in_vain(ledger) < IN_VAIN:
             return BiasCorrection()
-        recovered = isinstance(last, (StaticInt8, Gptq, BiasCorrection, Reconstruct))
+        solved = isinstance(last, (Gptq, BiasCorrection, Reconstruct))
+        if solved and find_spec("torch") is not None and _in_vain(ledger) < IN_VAIN:
+            return MORE if self.effort == "more" else LESS
+        recovered = isinstance(last, (StaticInt8, Gptq, BiasCorrection, Reconstruct, Distill))
         returns = self.fidelity > 0 and self.throughout == "no"  # integer-only hardware has no float
         return RestoreFloat(self.fidelity) if recovered and returns else None
 
@@ -255,6 +269,13 @@ class Quantize(Plan):
         if heavy and rules.quantization.dynamic and "dynamic-int8" in rules.precisions:
             return "dynamic-int8"
         return "weight-only" if rules.quantization.constants else "float16"
+
+
+def _hint(ledger: Sequence[Entry]) -> EndPlan | None:
+    """What stands last in the ledger where torch would have brought more."""
+    if not _has(ledger, Gptq) or _has(ledger, Distill) or _has(ledger, EndPlan):
+        return None
+    return None if find_spec("torch") is not None else EndPlan((Distill.name,), WITHOUT)
 
 
 def _reached(ledger: Sequence[Entry]) -> float:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -17,10 +19,14 @@ from edgeopt.graph.quantization import QuantParams, Site, read
 from edgeopt.passes import Change, Context, Facets, Pass, Plan
 from edgeopt.passes._sensitivity import Trial
 from edgeopt.passes.base import Entry
+from edgeopt.passes.distill import Distill
 from edgeopt.passes.gptq import Gptq
 from edgeopt.platform import load_platform
 from edgeopt.stepping import State, Stepper
 from edgeopt.steps import Store
+
+LEARNING = ["distill"] if find_spec("torch") is not None else []
+"""The step that needs torch."""
 
 
 def facets(samples: Rows | None) -> Facets:
@@ -70,7 +76,9 @@ def test_a_convolutional_network_is_quantized_throughout() -> None:
         "normalize-rows",
         "static-int8",
         "gptq",
+        *LEARNING,
         "restore-float",
+        *([] if LEARNING else ["end-plan"]),
     ]
     found = {where.value: where for where in read(quantized)}
     activations = [name for name in found if name.startswith("v")]
@@ -217,7 +225,7 @@ def test_no_layer_returns_to_float_where_everything_is_integers() -> None:
     model, samples = attention_net(), rows((6, 32))
     wanted = 200.0  # dB that no int8 reaches
     _, ledger = quantize(model, samples, fidelity=wanted)
-    assert ledger[-1].step.name == "restore-float"
+    assert "restore-float" in [entry.step.name for entry in ledger]
     _, ledger = quantize(model, samples, fidelity=wanted, throughout="int8")
     assert "restore-float" not in [entry.step.name for entry in ledger]
 
@@ -287,8 +295,23 @@ def test_the_plan_names_the_steps_that_the_effort_allows(monkeypatch: pytest.Mon
     assert [entry.step.name for entry in ledger][-2:] == ["static-int8", "restore-float"]
     monkeypatch.setattr("edgeopt.passes.quantize.find_spec", lambda name: None)
     _, ledger = quantize(model.clone(), samples, effort="more")
-    steps = ["static-int8", "search-ranges", "gptq", "restore-float"]
-    assert [entry.step.name for entry in ledger][-4:] == steps
+    steps = ["static-int8", "search-ranges", "gptq", "restore-float", "end-plan"]
+    assert [entry.step.name for entry in ledger][-5:] == steps
+    assert "edgeopt[torch]" in ledger[-1].change.summary
+    assert ledger[-1].change.details["left_out"] == ["distill"]
+
+
+def test_where_torch_is_installed_the_whole_model_is_trained(torch: Any) -> None:
+    model, samples = residual_net(), rows((3, 8, 8))
+    solved = taken("gptq", model, fidelity=20.0, fidelity_after=22.0)
+    for effort, seconds in (("default", 25.0), ("more", 90.0)):
+        step = following([solved], samples, effort=effort)
+        assert isinstance(step, Distill) and step.seconds == seconds
+    blocks = taken("reconstruct", model, fidelity=20.0, fidelity_after=22.0)
+    assert isinstance(following([blocks], samples, effort="more"), Distill)
+    trained = taken("distill", model, fidelity=22.0, fidelity_after=23.0)
+    last = following([solved, trained], samples)
+    assert last is not None and last.name == "restore-float"
 
 
 def following(ledger: list[Entry], samples: Rows, **options: object) -> Pass | None:
@@ -314,10 +337,9 @@ def test_no_step_begins_once_the_processor_time_is_spent() -> None:
     early = following([*prepared, quantized], samples)
     assert isinstance(early, Pass) and early.name == "end-plan"
     change = early.apply(model, Context())
-    assert change.details["left_out"] == ["gptq", "bias-correction", "restore-float"]
-    assert change.notes == [
-        "the plan's 240 CPU seconds are spent: gptq, bias-correction, restore-float left out"
-    ]
+    left = ["gptq", "bias-correction", *LEARNING, "restore-float"]
+    assert change.details["left_out"] == left
+    assert change.notes == [f"the plan's 240 CPU seconds are spent: {', '.join(left)} left out"]
     assert not change.rewrites
     assert following([smoothed, quantized, Entry(early, change, model)], samples) is None
     within = following([smoothed, quantized], samples, cpu_seconds=251.0)
@@ -342,6 +364,7 @@ def test_the_model_is_quantized_even_where_preparing_it_took_all_the_time() -> N
         "normalize-rows",
         "gptq",
         "bias-correction",
+        *LEARNING,
         "restore-float",
     )
 
