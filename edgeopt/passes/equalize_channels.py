@@ -38,7 +38,7 @@ HOMOGENEOUS = ("Relu", "LeakyRelu", "MaxPool", "AveragePool", "GlobalAveragePool
 
 ROUNDS = 20
 ALPHAS = (0.5, 0.65, 0.8, 0.35)
-"""The alphas that are tried."""
+"""The alphas that are tried, the last of them unless a larger one is better than the first."""
 
 DEAD = 1e-6
 """Channels below this share of the largest one are not rescaled."""
@@ -142,6 +142,8 @@ class EqualizeChannels(Pass):
         best: tuple[float | None, Arrays] | None = None
         highest = judged["none"] = _trial(model, {}, rules, keep, calls, judging)
         for alpha in context.progress(ALPHAS, "equalization", len(ALPHAS)):
+            if alpha < ALPHAS[0] and best is not None and best[0] != ALPHAS[0]:
+                continue
             arrays = equalize(pairs, seen, alpha)
             value = judged[f"{alpha:g}"] = _trial(model, arrays, rules, keep, calls, judging)
             if value > highest and value >= judged["none"] + WORTH:

@@ -67,7 +67,7 @@ ROUGH_BIAS = 2.0**30
 LARGE = 2**17
 """With more weights than this a product's float output is reckoned from the sums over all rows."""
 
-TWIN = 8
+TWIN = 4
 """Calls by which it is seen whether the float form computes what the original does."""
 
 OVERALL, OVERALL_MACS = 256, 5e10
