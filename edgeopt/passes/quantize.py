@@ -15,7 +15,7 @@ Without data, models made of matrix products get dynamic int8 where the runtime 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from itertools import pairwise
 from typing import ClassVar, Literal, get_args
@@ -38,6 +38,7 @@ from edgeopt.passes.end_plan import EndPlan
 from edgeopt.passes.equalize_channels import EqualizeChannels
 from edgeopt.passes.float16 import Float16
 from edgeopt.passes.gptq import Gptq
+from edgeopt.passes.keep_stem import KeepStem
 from edgeopt.passes.move_pools import MovePools
 from edgeopt.passes.normalize_rows import NormalizeRows
 from edgeopt.passes.reconstruct import Reconstruct
@@ -69,6 +70,7 @@ IN_VAIN = 3
 Preparing = (
     SmoothActivations
     | MovePools
+    | KeepStem
     | RestorePixels
     | EqualizeChannels
     | AbsorbBiases
@@ -170,9 +172,9 @@ class Quantize(Plan):
         spent = 0 < self.cpu_seconds <= sum(entry.cpu_seconds for entry in ledger)
         for before, following in pairwise(self._preparing):
             if isinstance(last, before) and not spent:
-                return following(self.keep_float)
+                return following(self._kept(ledger))
         if isinstance(last, PREPARING):
-            return self._first(model, context)
+            return replace(self, keep_float=self._kept(ledger))._first(model, context)
         recovery = self._recovery(context, ledger)
         if recovery is None:
             return _hint(ledger)
@@ -216,7 +218,15 @@ class Quantize(Plan):
     @property
     def _preparing(self) -> list[type[Preparing]]:
         """The steps before static int8 that suit the options."""
-        return [kind for kind in PREPARING if kind is not NormalizeRows or self._between_in_float]
+        floats = (KeepStem, NormalizeRows)
+        return [kind for kind in PREPARING if kind not in floats or self._between_in_float]
+
+    def _kept(self, ledger: Sequence[Entry]) -> tuple[str, ...]:
+        """The patterns of what stays in float, with what steps so far have chosen."""
+        chosen = (
+            entry.change.details.get("keep_float", ()) for entry in ledger if isinstance(entry.step, KeepStem)
+        )
+        return (*self.keep_float, *(pattern for patterns in chosen for pattern in patterns))
 
     @property
     def _between_in_float(self) -> bool:
@@ -285,7 +295,11 @@ def _reached(ledger: Sequence[Entry]) -> float:
 
 
 def _has(ledger: Sequence[Entry], kind: type[Pass]) -> bool:
-    return any(isinstance(entry.step, kind) for entry in ledger)
+    return bool(_of(ledger, kind))
+
+
+def _of(ledger: Sequence[Entry], kind: type[Pass]) -> list[Entry]:
+    return [entry for entry in ledger if isinstance(entry.step, kind)]
 
 
 def _in_vain(ledger: Sequence[Entry]) -> int:

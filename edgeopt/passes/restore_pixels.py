@@ -15,7 +15,7 @@ zero lies on a level of every channel, and 8 bits hold all that is read, nothing
 y_c = x_c / d_c.
 
 The input is left alone where other noise drowns what this saves. With P the power of the noise at the
-outputs, measured on validation samples with the input alone quantized and with everything, the gain is
+outputs, measured on validation samples with the input alone quantized and with all activations, the gain is
 reckoned as 10 log10(P_all / (P_all - P_input + P_input')).
 """
 
@@ -137,6 +137,7 @@ class RestorePixels(Pass):
         judging = Calls(validation, calls.batch, SAMPLES // 4)
         placement, observers = calibrate(model, rules, few, keep)
         params = scales(model, placement, observers, "mse")
+        params = {where: params[where] for where in placement.activations}  # weights will be solved for
         own = {where: chain for where, chain in params.items() if where.value == name}
         if not own:
             return NoMatch(f"{name!r} is not quantized")

@@ -109,7 +109,7 @@ class SplitLeakyRelu(Pass):
                 change.skipped.append(Skipped(self.name, _site(node), side.reason))
             elif side is not None:
                 found.append(side)
-        total = sum(_macs(node) for node in model.graph if node.op_type == "Conv")
+        total = sum(macs(node) for node in model.graph if node.op_type == "Conv")
         within = [side for side in found if 0 < side.macs <= self.dearest * total]
         if not within:
             return change
@@ -222,11 +222,11 @@ def find_side(leaky: ir.Node, keep: set[str]) -> Side | NoMatch:
         return NoMatch("the convolution's weights are no float constants")
     if constants[0].const_value is None or constants[0].const_value.shape.numpy()[1] < NARROW:
         return NoMatch("the convolution reads few channels, so it takes long for what it computes")
-    return Side(node, tuple(pools), leaky, slope, _macs(node))
+    return Side(node, tuple(pools), leaky, slope, macs(node))
 
 
-def _macs(conv: ir.Node) -> int:
-    """Multiply-accumulates of one sample; 0 where shapes are not known."""
+def macs(conv: ir.Node) -> int:
+    """A convolution's multiply-accumulates for one sample; 0 where shapes are not known."""
     weight, shape = conv.inputs[1], conv.outputs[0].shape
     if weight is None or weight.const_value is None or shape is None:
         return 0

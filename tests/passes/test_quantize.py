@@ -69,6 +69,7 @@ def test_a_convolutional_network_is_quantized_throughout() -> None:
     assert [entry.step.name for entry in ledger] == [
         "smooth-activations",
         "move-pools",
+        "keep-stem",
         "restore-pixels",
         "equalize-channels",
         "absorb-biases",
@@ -331,7 +332,14 @@ def test_no_step_begins_once_the_processor_time_is_spent() -> None:
     model, samples = residual_net(), rows((3, 8, 8))
     smoothed = taken("smooth-activations", model, 200.0)
     quantized = taken("static-int8", model, 50.0, fidelity={"mse": 20.0})
-    names = ("move-pools", "restore-pixels", "absorb-biases", "split-leaky-relu", "normalize-rows")
+    names = (
+        "move-pools",
+        "keep-stem",
+        "restore-pixels",
+        "absorb-biases",
+        "split-leaky-relu",
+        "normalize-rows",
+    )
     exact = [taken(name, model) for name in names]
     prepared = [smoothed, taken("equalize-channels", model, 30.0), *exact]
     early = following([*prepared, quantized], samples)
@@ -357,6 +365,7 @@ def test_the_model_is_quantized_even_where_preparing_it_took_all_the_time() -> N
     assert end is not None
     assert end.options()["left_out"] == (
         "move-pools",
+        "keep-stem",
         "restore-pixels",
         "equalize-channels",
         "absorb-biases",
