@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from edgeopt import passes
 from edgeopt.graph.execute import Executor
+from edgeopt.graph.quantization import read
 from edgeopt.harness import RecordedCalls
-from edgeopt.passes import _calibration
+from edgeopt.passes import Context, Facets, Pass, _calibration
 from edgeopt.passes._calibration import Calls, Reference
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from networks import Net, Rows, rows
+from networks import Net, Rows, residual_net, rows
 
 
 class Ordered(Rows):
@@ -83,3 +86,28 @@ def test_the_float_model_runs_once_for_several_trials(monkeypatch: pytest.Monkey
     reference = Reference(model, Calls(rows((4,), count=5), 1, 5))
     assert [len(list(reference.pairs())) for _ in range(2)] == [5, 5]
     assert len(ran) == 15
+
+
+def test_calibration_goes_in_batches_and_shows_how_many_have_gone_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[tuple[str, int | None, list[int]]] = []
+
+    def bar(items: Iterable[Any], label: str, total: int | None) -> Iterator[Any]:
+        sizes: list[int] = []
+        shown.append((label, total, sizes))
+        for item in items:
+            sizes.append(len(item["x"]) if isinstance(item, dict) else 1)
+            yield item
+
+    found = []
+    for most in (8, 1):
+        monkeypatch.setattr(_calibration, "BATCH", most)
+        model = residual_net()
+        step = passes.make("static-int8", {"observer": "min-max"})
+        assert isinstance(step, Pass)
+        step.apply(model, Context(Facets(calibration=rows((3, 8, 8), 20)), show_progress=bar))
+        found.append(read(model))
+    assert ("calibration", 3, [8, 8, 4]) in shown
+    assert ("calibration", 20, [1] * 20) in shown
+    for one, other in zip(found[0].values(), found[1].values(), strict=True):
+        assert one[0].scale is not None and other[0].scale is not None
+        np.testing.assert_allclose(one[0].scale, other[0].scale, rtol=1e-5)
