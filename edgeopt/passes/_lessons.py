@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -61,7 +61,7 @@ class Lessons:
         validation = context.validation
         judging: Iterable[dict[str, np.ndarray]]
         if validation is not None and len(validation) and validation.digest != data.digest:
-            judging = Calls.fitting(model, validation, OVERALL).for_trials(model, OVERALL)
+            judging = Calls.fitting(model, validation, OVERALL)
         else:
             held = [call for index, call in enumerate(calls) if index % HELD == HELD - 1]
             judging = held or calls
@@ -78,8 +78,14 @@ class Lessons:
         runs = -(-size // max(self.joins, 1))
         return runs * seconds_of(model, varying(model.graph), input_shapes(self.calls[0]), size / runs)
 
-    def taught(self, original: ir.Model, most: int) -> Judge:
-        """Runs the original on the calls, of which no more than ``most`` are kept; returns the judge."""
+    def taught(self, original: ir.Model, most: int, judging: int) -> Judge:
+        """Runs the original on the calls, and on those that judge.
+
+        Args:
+            original: The float original.
+            most: Calls that are kept at most.
+            judging: Samples that judge at most.
+        """
         kept = np.linspace(0, len(self.calls) - 1, min(most, len(self.calls))).astype(int)
         self.calls = [self.calls[index] for index in kept]
         with Executor(original, optimize=True) as executor:
@@ -92,6 +98,8 @@ class Lessons:
         for name in self.wanted[0]:
             energy = sum(float(np.square(one[name], dtype=np.float64).sum()) for one in self.wanted)
             self.power[name] = max(energy / max(sum(one[name].size for one in self.wanted), 1), 1e-12)
+        if isinstance(self.judging, Calls):
+            self.judging = replace(self.judging, limit=min(self.judging.limit, judging))
         return Judge.of(original, self.judging)
 
     def batch(

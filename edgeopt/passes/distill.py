@@ -47,6 +47,7 @@ from edgeopt.passes._training import (
     step_of,
 )
 from edgeopt.passes._training_calls import (
+    PASSES,
     draw_order,
     one_thread,
 )
@@ -54,6 +55,9 @@ from edgeopt.passes.base import Context, Facet, Keeps, Pass, Samples, Stage
 
 LEVELS = 1024
 """The scale of what takes no more levels stays: learned scales suppose errors of rounding that are spread."""
+
+JUDGING, LEAST_JUDGING = 0.06, 16
+"""The share of the time that one judgement may take, and the samples that it has at least."""
 
 CHECKPOINTS = 5
 """So often on the way the model is judged."""
@@ -155,7 +159,8 @@ class Distill(Pass):
             return Change(
                 summary=f"left as it is: {self.seconds:g} s are {count} iterations, too few to learn"
             )
-        judge = lessons.taught(original, count * size)
+        run = each / (PASSES * self.batch)
+        judge = lessons.taught(original, count * size, max(LEAST_JUDGING, int(JUDGING * self.seconds / run)))
         few = _of_few_levels(
             model, trainable, next(iter(lessons.batch(range(min(size, len(lessons.calls))))))[0]
         )
