@@ -315,6 +315,18 @@ def test_where_torch_is_installed_the_whole_model_is_trained(torch: Any) -> None
     assert last is not None and last.name == "restore-float"
 
 
+def test_a_model_that_took_most_of_a_minute_is_trained_for_more_effort_alone(torch: Any) -> None:
+    model, samples = residual_net(), rows((3, 8, 8))
+    ledger = [taken("gptq", model, 40.0, fidelity=20.0, fidelity_after=22.0)]
+    assert isinstance(following(ledger, samples, effort="more"), Distill)
+    last = following(ledger, samples)
+    assert last is not None and last.name == "restore-float"
+    ledger.append(taken("restore-float", model, fidelity=22.0))
+    hint = following(ledger, samples)
+    assert hint is not None and hint.name == "end-plan"
+    assert hint.apply(model, Context(facets(samples), hint.reads)).details["left_out"] == ["distill"]
+
+
 def following(ledger: list[Entry], samples: Rows, **options: object) -> Pass | None:
     plan = passes.make("quantize", options)
     assert isinstance(plan, Plan)
