@@ -209,6 +209,11 @@ class NormalizeRows(Pass):
 
 
 def find_groups(model: ir.Model, rules: QuantizationRules, keep: set[str]) -> list[Group]:
+    """Finds what may be normalized and is not yet."""
+    return [group for group in row_groups(model, rules, keep) if not normalized(group)]
+
+
+def row_groups(model: ir.Model, rules: QuantizationRules, keep: set[str]) -> list[Group]:
     """Finds the values that only such products read quantized, each as their first operand.
 
     Values of one row a call are left to ``static-int8``, which may have a range computed at every call.
@@ -226,7 +231,7 @@ def find_groups(model: ir.Model, rules: QuantizationRules, keep: set[str]) -> li
                 groups.setdefault(value, Group(value)).products.append(node)
             elif node.name not in keep:
                 others.add(value)
-    found = [group for value, group in groups.items() if value not in others and not _normalized(group)]
+    found = [group for value, group in groups.items() if value not in others]
     return [group for group in found if not _one_row(group, rules)]
 
 
@@ -302,8 +307,8 @@ def _fits(node: ir.Node, keep: set[str]) -> bool:
     )
 
 
-def _normalized(group: Group) -> bool:
-    """Whether this pass made the value already."""
+def normalized(group: Group) -> bool:
+    """Whether the pass has normalized the value before."""
     maker = group.value.producer()
     if maker is None or maker.op_type != "Div" or maker.inputs[1] is None:
         return False

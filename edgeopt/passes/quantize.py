@@ -47,6 +47,7 @@ from edgeopt.passes.restore_pixels import RestorePixels
 from edgeopt.passes.search_ranges import SearchRanges
 from edgeopt.passes.smooth_activations import SmoothActivations
 from edgeopt.passes.split_leaky_relu import SplitLeakyRelu
+from edgeopt.passes.split_operands import SplitOperands
 from edgeopt.passes.static_int8 import Choice, Regime, StaticInt8
 from edgeopt.passes.weight_only import WeightOnly
 from edgeopt.platform import RuntimeVersion, load_runtime
@@ -79,6 +80,7 @@ Preparing = (
     | AbsorbBiases
     | SplitLeakyRelu
     | NormalizeRows
+    | SplitOperands
 )
 
 PREPARING: tuple[type[Preparing], ...] = get_args(Preparing)
@@ -227,7 +229,7 @@ class Quantize(Plan):
     @property
     def _preparing(self) -> list[type[Preparing]]:
         """The steps before static int8 that suit the options."""
-        floats = (KeepStem, NormalizeRows)
+        floats = (KeepStem, NormalizeRows, SplitOperands)
         return [kind for kind in PREPARING if kind not in floats or self._between_in_float]
 
     def _kept(self, ledger: Sequence[Entry]) -> tuple[str, ...]:

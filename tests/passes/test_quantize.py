@@ -75,6 +75,7 @@ def test_a_convolutional_network_is_quantized_throughout() -> None:
         "absorb-biases",
         "split-leaky-relu",
         "normalize-rows",
+        "split-operands",
         "static-int8",
         "gptq",
         *LEARNING,
@@ -351,6 +352,7 @@ def test_no_step_begins_once_the_processor_time_is_spent() -> None:
         "absorb-biases",
         "split-leaky-relu",
         "normalize-rows",
+        "split-operands",
     )
     exact = [taken(name, model) for name in names]
     prepared = [smoothed, taken("equalize-channels", model, 30.0), *exact]
@@ -383,6 +385,7 @@ def test_the_model_is_quantized_even_where_preparing_it_took_all_the_time() -> N
         "absorb-biases",
         "split-leaky-relu",
         "normalize-rows",
+        "split-operands",
         "gptq",
         "bias-correction",
         *LEARNING,
