@@ -219,7 +219,7 @@ class Quantize(Plan):
         """What stands in the ledger where the processor time is spent."""
         exact = self._preparing[1:] if self.equalize else []
         names = [kind.name for kind in exact if not _has(ledger, kind)]
-        assumed = list(ledger)
+        assumed = [replace(entry, cpu_seconds=0.0) for entry in ledger]
         while (following := self._recovery(context, assumed)) is not None:
             names.append(following.name)
             assumed.append(Entry(following, Change(), ledger[-1].model))
