@@ -19,32 +19,29 @@ best of them is kept if it gains at least 0.1 dB, else the model is left as it w
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
 
 from edgeopt.errors import ModelError, RuntimeFailure, UserError
 from edgeopt.graph.autograd import Segment, to_numpy
-from edgeopt.graph.autograd.operators import Tensor, require_torch
+from edgeopt.graph.autograd.operators import require_torch
 from edgeopt.graph.change import Change, Rewrite
 from edgeopt.graph.names import name_nodes
 from edgeopt.graph.quantization import read as read_quantization
 from edgeopt.graph.quantization import strip
 from edgeopt.passes._blocks import Block, varying
 from edgeopt.passes._calibration import WORTH
-from edgeopt.passes._learned_weights import Moved
 from edgeopt.passes._lessons import Lessons, rows_of
+from edgeopt.passes._student import Rates, Student
 from edgeopt.passes._training import (
     Trainable,
-    constant,
     find_trainable,
-    output_units,
     scale_groups,
     set_initializers,
-    step_of,
 )
 from edgeopt.passes._training_calls import (
     PASSES,
@@ -144,7 +141,6 @@ class Distill(Pass):
         )
 
     def _trained(self, model: ir.Model, trainable: Trainable, data: Samples, context: Context) -> Change:
-        torch = require_torch()
         if context.teacher is None:
             original = model.clone()
             strip(original)
@@ -168,28 +164,17 @@ class Distill(Pass):
         if not trainable.names:
             return Change(summary="nothing that could be trained")
         before = judge.decibels(model)
-        student = _Student.of(model, trainable, self)
-        order = draw_order(np.random.default_rng(context.seed), count * size, len(lessons.calls))
-        optimizer = torch.optim.Adam(student.groups)
-        reached: list[float] = []
-        best, kept = before, None
-        marks = {-(-count * (index + 1) // CHECKPOINTS) for index in range(CHECKPOINTS)}
-        for step in context.progress(range(count), "distillation", count):
-            for group in optimizer.param_groups:
-                group["lr"] = group["rate"] * 0.5 * (1 + np.cos(np.pi * step / count))
-            optimizer.zero_grad(set_to_none=True)
-            for feeds, wanted, share in lessons.batch(order[step * size : (step + 1) * size]):
-                loss = share * student.loss(feeds, wanted, lessons.power)
-                loss.backward()
-            optimizer.step()
-            student.bound()
-            if step + 1 in marks:
-                arrays = student.arrays()
-                candidate = model.clone()
-                set_initializers(candidate, arrays)
-                reached.append(judge.decibels(candidate))
-                if reached[-1] > best:
-                    best, kept = reached[-1], arrays
+        student = Student.of(model, trainable, Rates(self.scales, self.biases, self.weights))
+        order = draw_order(np.random.default_rng(context.seed), count * size, len(lessons.calls))[
+            : count * size
+        ]
+        best, kept, reached = before, None, []
+        for arrays in _learned(student, lessons, order, count, context):
+            candidate = model.clone()
+            set_initializers(candidate, arrays)
+            reached.append(judge.decibels(candidate))
+            if reached[-1] > best:
+                best, kept = reached[-1], arrays
         change = Change(
             details={
                 "fidelity": round(before, 2),
@@ -207,6 +192,26 @@ class Distill(Pass):
         change.rewrites.append(Rewrite(self.name, "model", ()))
         change.summary = f"{_listed(trainable)} trained, {before:.1f} -> {best:.1f} dB"
         return change
+
+
+def _learned(
+    student: Student, lessons: Lessons, order: np.ndarray, count: int, context: Context
+) -> Iterator[dict[str, np.ndarray]]:
+    """Trains, and at several points of the way yields what has been learned."""
+    optimizer = require_torch().optim.Adam(student.groups)
+    marks = {-(-count * (index + 1) // CHECKPOINTS) for index in range(CHECKPOINTS)}
+    size = len(order) // count
+    for step in context.progress(range(count), "distillation", count):
+        for group in optimizer.param_groups:
+            group["lr"] = group["rate"] * 0.5 * (1 + np.cos(np.pi * step / count))
+        optimizer.zero_grad(set_to_none=True)
+        for feeds, wanted, share in lessons.batch(order[step * size : (step + 1) * size]):
+            loss = share * student.loss(feeds, wanted, lessons.power)
+            loss.backward()
+        optimizer.step()
+        student.bound()
+        if step + 1 in marks:
+            yield student.arrays()
 
 
 def _listed(trainable: Trainable) -> str:
@@ -236,82 +241,3 @@ def _of_few_levels(model: ir.Model, trainable: Trainable, feeds: Mapping[str, np
         if levels <= LEVELS and levels * 4 < numbers.size:
             found.add(scale)
     return found
-
-
-@dataclass(slots=True)
-class _Student:
-    """The model under training.
-
-    Attributes:
-        segment: The quantized model.
-        trainable: What is trained.
-        start: The numbers before, by names of initializers.
-        weights: The weights.
-        units: What a move of 1 of a bias is.
-        moves: Per bias or group of scales how far it was moved, in its unit.
-        groups: What the optimizer gets.
-    """
-
-    segment: Segment
-    trainable: Trainable
-    start: dict[str, Tensor]
-    weights: Moved
-    units: dict[str, float]
-    moves: dict[str, Tensor]
-    groups: list[dict[str, Any]]
-
-    @classmethod
-    def of(cls, model: ir.Model, trainable: Trainable, options: Distill) -> _Student:
-        torch = require_torch()
-        names = [value.name or "" for value in model.graph.outputs]
-        segment = Segment(model, None, names, trainable.names)
-        start = {name: constant(model, name, segment.device) for name in trainable.names}
-        steps = {weight.name: step_of(model, weight, segment.device) for weight in trainable.weights}
-        weights = Moved(trainable.weights, start, steps, options.weights)
-        scales = [group[0] for group in trainable.scales]
-        moves = {name: torch.zeros_like(start[name]) for name in (*trainable.biases, *scales)}
-        parts = (
-            (weights.tensors, options.weights),
-            ([moves[name] for name in trainable.biases], options.biases),
-            ([moves[name] for name in scales], options.scales),
-        )
-        for tensors, _ in parts:
-            for tensor in tensors:
-                tensor.requires_grad_()
-        groups = [{"params": tensors, "lr": rate, "rate": rate} for tensors, rate in parts if tensors]
-        units = output_units(model, trainable.biases)
-        return cls(segment, trainable, start, weights, units, moves, groups)
-
-    def others(self) -> dict[str, Tensor]:
-        """Biases and scales as they stand."""
-        torch = require_torch()
-        current = {
-            name: self.start[name] + self.units[name] * self.moves[name] for name in self.trainable.biases
-        }
-        for group in self.trainable.scales:
-            scale = self.start[group[0]] * torch.exp(self.moves[group[0]])
-            current.update({name: scale.reshape(self.start[name].shape) for name in group})
-        return current
-
-    def loss(
-        self, feeds: Mapping[str, np.ndarray], wanted: Mapping[str, np.ndarray], power: Mapping[str, float]
-    ) -> Tensor:
-        """The mean squared error of every output relative to its power, on average."""
-        got = self.segment(feeds, {**self.weights.values(), **self.others()})
-        targets = self.segment.placed(wanted)
-        errors = [(got[name] - targets[name]).square().mean() / power[name] for name in power]
-        return sum(errors) / len(errors)
-
-    def bound(self) -> None:
-        """Keeps scales between half and twice what they were."""
-        torch = require_torch()
-        with torch.no_grad():
-            for group in self.trainable.scales:
-                self.moves[group[0]].clamp_(-np.log(2.0), np.log(2.0))
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """The numbers as they stand, weights on their grids."""
-        torch = require_torch()
-        with torch.no_grad():
-            final = {**self.weights.final(), **self.others()}
-        return {name: to_numpy(tensor).astype(np.float32) for name, tensor in final.items()}
