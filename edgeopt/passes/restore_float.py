@@ -82,7 +82,7 @@ class RestoreFloat(Pass):
         details: dict[str, object] = {"fidelity": _figure(before), "threshold": wanted}
         if before >= wanted and (drop is None or drop.of_choice(frozenset()) <= drop.limit):
             return Change(details=details)  # faithful enough: nothing to put back
-        search = _Search(trial, context)
+        search = Search(trial, context)
         chosen = search.choice(wanted) if before < wanted else frozenset()
         asked = max(before, wanted)
         for _ in range(OFTEN if drop is not None else 0):
@@ -126,7 +126,7 @@ class RestoreFloat(Pass):
         )
 
 
-class _Search:
+class Search:
     """What the knapsack needs to know of a model, each thing found out once."""
 
     def __init__(self, trial: Trial, context: Context) -> None:
@@ -141,13 +141,22 @@ class _Search:
     def choice(self, wanted: float) -> frozenset[str]:
         """Returns the layers to compute in float for so many dB at every output."""
         allowed = 10 ** (-wanted / 10)
-        whole, best = self._noise(frozenset()), self._noise(frozenset(self.trial.layers))
+        if max(self.noise(frozenset()).values()) <= allowed:
+            return frozenset()
+        if max(self.noise(frozenset(self.trial.layers)).values()) > allowed:
+            return frozenset(self.trial.layers)  # nothing suffices, so this comes nearest
+        knapsack, demand = self._knapsack(allowed)
+        return knapsack.search(demand)
+
+    def orders(self, wanted: float) -> list[list[str]]:
+        """The greedy orders for so many dB: the loudest first, and the loudest per second first."""
+        return self._knapsack(10 ** (-wanted / 10))[0].orders
+
+    def _knapsack(self, allowed: float) -> tuple[Knapsack, float]:
+        """What is chosen from, and what noise has to go as far as gains add up."""
+        whole, best = self.noise(frozenset()), self.noise(frozenset(self.trial.layers))
         excess = {name: max(value - allowed, 0.0) for name, value in whole.items()}
         total = sum(excess.values())
-        if total <= 0:
-            return frozenset()
-        if max(best.values()) > allowed:
-            return frozenset(self.trial.layers)  # nothing suffices, so this comes nearest
         weights = {name: value / total for name, value in excess.items()}  # the noisy outputs matter
         gains = {
             group: sum(weight * fidelity.noise.get(name, 0.0) for name, weight in weights.items())
@@ -159,10 +168,10 @@ class _Search:
         gains = {group: value * removable / max(claimed, 1e-300) for group, value in gains.items()}
 
         def missing(chosen: frozenset[str]) -> float:
-            return max(value - allowed for value in self._noise(chosen).values())
+            return max(value - allowed for value in self.noise(chosen).values())
 
         demand = sum(weight * excess[name] for name, weight in weights.items())
-        return Knapsack(self.trial.layers, gains, self.extra, missing, self.seconds).search(demand)
+        return Knapsack(self.trial.layers, gains, self.extra, missing, self.seconds), demand
 
     def seconds(self, chosen: frozenset[str]) -> float:
         """The predicted seconds of the model, or, without a platform, the number of layers in float."""
@@ -188,7 +197,8 @@ class _Search:
             found[group] = max(self.seconds(frozenset(group)) - whole, 0.0) + least * len(group)
         return found
 
-    def _noise(self, chosen: frozenset[str]) -> Mapping[str, float]:
+    def noise(self, chosen: frozenset[str]) -> Mapping[str, float]:
+        """Noise over signal of every output, with some layers in float."""
         if chosen not in self.measured:
             self.measured[chosen] = self.trial.measured(self.trial.islands.without(chosen), SAMPLES).noise
         return self.measured[chosen]
