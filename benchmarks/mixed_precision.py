@@ -1,9 +1,9 @@
 """Which layers stay in float: the search beside the two greedy orders, in predicted milliseconds.
 
 ``EDGEOPT_ZOO=... python -m benchmarks.mixed_precision [--device raspberry-pi-4] [--more 2 4] [NAME]...``
-gives static int8 with min-max ranges so many dB more, once by ``restore-float``'s search and once by the shortest
-beginning that suffices of either greedy order (the loudest layers first, the loudest per predicted second
-first), on the same measurements of noise and with the same predictor. Prints a Markdown table.
+gives static int8 with min-max ranges so many dB more, once by ``restore-float``'s search and once by the
+shortest beginning that suffices of either greedy order (the loudest layers first, the loudest per predicted
+second first), on the same measurements of noise and with the same predictor. Prints a Markdown table.
 """
 
 from __future__ import annotations

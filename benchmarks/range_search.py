@@ -1,9 +1,9 @@
 """What searching ranges end to end buys: fidelity on validation and on evaluation data.
 
-``EDGEOPT_ZOO=... python -m benchmarks.range_search [--device raspberry-pi-4] [--seconds 40] [NAME]...`` runs the
-plan's steps up to static int8, then ``gptq`` with and without ``search-ranges`` before it, and compares each
-with the float original: on the validation samples, which the steps see, and on up to 1000 evaluation samples.
-Prints a Markdown table.
+``EDGEOPT_ZOO=... python -m benchmarks.range_search [--device raspberry-pi-4] [--seconds 40] [NAME]...`` runs
+the plan's steps up to static int8, then ``gptq`` with and without ``search-ranges`` before it, and compares
+each with the float original: on the validation samples, which the steps see, and on up to 1000 evaluation
+samples. Prints a Markdown table of dB on validation / on evaluation samples.
 """
 
 from __future__ import annotations

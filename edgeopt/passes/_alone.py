@@ -63,12 +63,14 @@ def alone(
 
 
 def _readers(plain: ir.Model, params: Quantization) -> Iterator[str]:
-    """Names the nodes that read something quantized; "" stands for the outputs of the model."""
+    """Names the nodes that read something quantized, and makers of quantized outputs of the model."""
     everyone = {where.value for where in params if where.readers is None}
+    given = {where.value for where in params if any(not name for name, _ in where.readers or ())} | everyone
     for where in params:
         yield from (name for name, _ in where.readers or () if name)
     for node in plain.graph:
-        if any(value is not None and value.name in everyone for value in node.inputs):
+        read = any(value is not None and value.name in everyone for value in node.inputs)
+        if read or any(value.is_graph_output() and value.name in given for value in node.outputs):
             yield node.name or ""
 
 
@@ -93,8 +95,8 @@ class _Rest:
     def run(self, call: Values) -> Values:
         found = {name: call[name] for name in self.outputs if name not in self.made}
         if self.session is not None:
-            feeds = {**self.constants, **{name: call[name] for name in self.inputs}}
             try:
+                feeds = {**self.constants, **{name: call[name] for name in self.inputs}}
                 found.update(zip(self.made, self.session.run(self.made, feeds), strict=True))
             except Exception as failure:
                 raise RuntimeFailure(f"onnxruntime fails to run a part: {first_line(failure)}") from failure

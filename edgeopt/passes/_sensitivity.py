@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeopt import fidelity
-from edgeopt.errors import ModelError
+from edgeopt.errors import ModelError, RuntimeFailure
 from edgeopt.fidelity import Fidelity
 from edgeopt.graph.cost import cost
 from edgeopt.graph.execute import Executor
@@ -92,12 +92,21 @@ class Trial:
         """Returns layers and groups, the most sensitive first, with what each alone in integers leaves."""
         subsets: list[Group] = [*((layer,) for layer in self.layers), *groups]
         calls = list(Calls(self.samples, RANKED_BY, count))
-        found = alone(self.plain, [self.islands.of(subset) for subset in subsets], calls, watch)
+        trials = [self.islands.of(subset) for subset in subsets]
+        try:
+            found = alone(self.plain, trials, calls, watch)
+        except RuntimeFailure:  # a part of the model cannot be run by itself
+            found = [self._compared(trial, calls) for trial in trials]
         order = sorted(zip(subsets, found, strict=True), key=lambda item: item[1].weakest)
         return (
             {subset: one for subset, one in order if len(subset) == 1},
             {subset: one for subset, one in order if len(subset) > 1},
         )
+
+    def _compared(self, params: Quantization, calls: Sequence[dict[str, np.ndarray]]) -> Fidelity:
+        """Compares the whole model with some of its quantization with itself without."""
+        with Executor(self.plain, optimize=True) as one, Executor(quantized(self.plain, params)) as two:
+            return fidelity.compare(one.run, two.run, calls)
 
     @cached_property
     def branches(self) -> list[Group]:

@@ -8,6 +8,7 @@ import pytest
 from networks import Net, attention_net, residual_net, rows
 
 from edgeopt import passes
+from edgeopt.errors import RuntimeFailure
 from edgeopt.graph.execute import Executor
 from edgeopt.graph.quantization import Parameters, read, strip
 from edgeopt.passes import Context, Facets
@@ -100,3 +101,30 @@ def test_a_group_is_louder_than_its_loudest_layer() -> None:
     assert groups
     for group, one in groups.items():
         assert one.weakest < min(layers[layer,].weakest for layer in group)
+
+
+def test_where_no_part_runs_by_itself_whole_models_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, params = placed(residual_net(), (3, 8, 8))
+    samples = rows((3, 8, 8), 4, 3)
+    expected, _ = Trial(model, params, samples).ranked()
+
+    def refuse(*arguments: object) -> None:
+        raise RuntimeFailure("no part runs")
+
+    monkeypatch.setattr("edgeopt.passes._sensitivity.alone", refuse)
+    found, _ = Trial(model, params, samples).ranked()
+    assert list(found) == list(expected)
+    for layer, one in found.items():
+        assert one.weakest == pytest.approx(expected[layer].weakest, abs=0.1)
+
+
+def test_a_quantized_value_that_is_also_an_output_is_found_in_one_pass() -> None:
+    net = Net(["n", 3, 8, 8])
+    first = net.add("Relu", net.conv(net.x, 3, 8))
+    model, params = placed(net.model(net.conv(first, 8, 4), first), (3, 8, 8))
+    assert any(where.value == first.name for where in params)
+    samples = rows((3, 8, 8), 4, 3)
+    trial = Trial(model, params, samples)
+    trials = [trial.islands.of((layer,)) for layer in trial.layers]
+    for quantization, one in zip(trials, alone(model, trials, list(samples.feeds(4))), strict=True):
+        assert one.weakest == pytest.approx(trial.measured(quantization, 4).weakest, abs=0.1)
