@@ -171,7 +171,7 @@ class Search:
             return max(value - allowed for value in self.noise(chosen).values())
 
         demand = sum(weight * excess[name] for name, weight in weights.items())
-        return Knapsack(self.trial.layers, gains, self.extra, missing, self.seconds), demand
+        return Knapsack(self.trial.layers, gains, self.extra, missing, self._cost), demand
 
     def seconds(self, chosen: frozenset[str]) -> float:
         """The predicted seconds of the model, or, without a platform, the number of layers in float."""
@@ -189,13 +189,19 @@ class Search:
         return {"latency": self.seconds(frozenset()), "latency_after": self.seconds(frozenset(chosen))}
 
     def _extra(self, groups: Sequence[Group]) -> dict[Group, float]:
-        """What groups take longer in float; what costs nothing is still not free, so that none go in vain."""
+        """What groups take longer in float."""
+        none = self._cost(frozenset())
+        return {group: self._cost(frozenset(group)) - none for group in dict.fromkeys(groups)}
+
+    def _cost(self, chosen: frozenset[str]) -> float:
+        """The predicted seconds, and a little for each layer, which stores floats: none is put back in vain.
+
+        A model that is predicted faster in float is no better for that: its integers are smaller.
+        """
+        if self.predictor is None:
+            return float(len(chosen))
         whole = self.seconds(frozenset())
-        least = 1.0 if self.predictor is None else 1e-3 * whole / len(self.trial.layers)
-        found = {}
-        for group in dict.fromkeys(groups):
-            found[group] = max(self.seconds(frozenset(group)) - whole, 0.0) + least * len(group)
-        return found
+        return max(self.seconds(chosen), whole) + 1e-3 * whole * len(chosen) / len(self.trial.layers)
 
     def noise(self, chosen: frozenset[str]) -> Mapping[str, float]:
         """Noise over signal of every output, with some layers in float."""

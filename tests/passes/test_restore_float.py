@@ -136,3 +136,25 @@ def test_a_budget_on_accuracy_is_met_on_labelled_validation_samples() -> None:
     assert before > 2 >= after and change.rewrites
     facets.validation = _Labelled(rows((3, 8, 8), 40, 2), classes[:40])  # too few to say anything
     assert not RestoreFloat(fidelity=0.0).apply(_damaged(facets), Context(facets)).rewrites
+
+
+class _FasterInFloat:
+    """A latency model by which every layer is faster in float."""
+
+    digest = "faster in float"
+
+    def latency(self, model: ir.Model) -> float:
+        plain = model.clone()
+        strip(plain)
+        return 1.0 + len(Islands(plain, read(model)).layers)
+
+
+def test_layers_that_are_faster_in_float_are_not_put_back_for_that_alone() -> None:
+    facets = Facets(calibration=rows((3, 8, 8)), validation=rows((3, 8, 8), 20, 2))
+    facets.predictor = _FasterInFloat()
+    model = residual_net()
+    passes.make("static-int8", {"observer": "min-max"}).apply(model, Context(facets))
+    count = len(Islands(residual_net(), read(model)).layers)
+    before = RestoreFloat(fidelity=0.0).apply(model.clone(), Context(facets)).details["fidelity"]
+    change = RestoreFloat(fidelity=before + 0.5).apply(model, Context(facets))
+    assert 0 < len(change.details["restored"]) < count / 2
