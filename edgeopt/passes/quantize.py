@@ -2,9 +2,10 @@
 
 With calibration data the scheme is static int8. Before it the ranges of channels are made alike, and what
 they always have is absorbed into biases, which is exact; after it weights and biases are solved for, layer by
-layer in closed form, which costs two runs over the data, or trained where more effort is asked for; last the
-layers that int8 hurts most return to float where even that was not enough. Every step keeps only what gains
-on the validation samples.
+layer in closed form, which costs two runs over the data; then, where torch is installed, scales of
+activations, biases and weights are trained together against the float model's outputs, for longer where more
+effort is asked for; last the layers that int8 hurts most return to float where even that was not enough.
+Every step keeps only what gains on the validation samples.
 
 Steps that recover accuracy come cheapest first, and end when three in a row gained less than 0.1 dB or when
 the plan's processor time is spent; what was left out stands in the ledger.
@@ -41,7 +42,6 @@ from edgeopt.passes.gptq import Gptq
 from edgeopt.passes.keep_stem import KeepStem
 from edgeopt.passes.move_pools import MovePools
 from edgeopt.passes.normalize_rows import NormalizeRows
-from edgeopt.passes.reconstruct import Reconstruct
 from edgeopt.passes.restore_float import RestoreFloat
 from edgeopt.passes.restore_pixels import RestorePixels
 from edgeopt.passes.search_ranges import SearchRanges
@@ -58,9 +58,6 @@ Effort = Literal["minimal", "default", "more"]
 
 FAITHFUL = 30.0
 """dB on the validation samples below which biases are corrected where nothing else has helped."""
-
-SECONDS = 60.0
-"""CPU seconds that training may take, turned into numbers of iterations before it starts."""
 
 CPU_SECONDS = 240.0
 """Processor time after which no further step begins."""
@@ -122,9 +119,8 @@ class Quantize(Plan):
         fidelity: Below this many dB on the validation samples layers return to float; 0 never does, and
             ``throughout`` never does either.
         effort: ``default`` solves for the weights in closed form and, where torch is installed, trains the
-            whole model for some 20 CPU seconds; ``more`` searches ranges before it, and trains block by block
-            and then the whole behind it (left out without torch); ``minimal`` does nothing where static int8
-            meets ``fidelity``.
+            whole model for some 20 CPU seconds if that ends within a minute; ``more`` searches ranges before
+            it and trains for longer; ``minimal`` does nothing where static int8 meets ``fidelity``.
         cpu_seconds: Once the plan's steps took so much processor time, those that recover accuracy are
             left out, and the ledger says which; a step under way is not interrupted. 0 knows no end.
     """
@@ -196,22 +192,17 @@ class Quantize(Plan):
         if isinstance(last, StaticInt8) and self._recovers(ledger[-1]) and self.effort == "more":
             return SearchRanges()
         if isinstance(last, SearchRanges) or (isinstance(last, StaticInt8) and self._recovers(ledger[-1])):
-            if self.effort != "more":
-                return Gptq()
-            if find_spec("torch") is not None:
-                return Reconstruct(seconds=SECONDS, start="gptq")
-            context.log.warning("torch is not installed, so weights are solved for but not trained")
             return Gptq()
         unsolved = isinstance(last, Gptq) and not ledger[-1].change.rewrites
         if unsolved and _reached(ledger) < FAITHFUL and _in_vain(ledger) < IN_VAIN:
             return BiasCorrection()
-        solved = isinstance(last, (Gptq, BiasCorrection, Reconstruct))
+        solved = isinstance(last, (Gptq, BiasCorrection))
         if solved and find_spec("torch") is not None and _in_vain(ledger) < IN_VAIN:
             if self.effort == "more":
                 return MORE
             if not _late(ledger):
                 return LESS
-        recovered = isinstance(last, (StaticInt8, Gptq, BiasCorrection, Reconstruct, Distill))
+        recovered = isinstance(last, (StaticInt8, Gptq, BiasCorrection, Distill))
         returns = self.fidelity > 0 and self.throughout == "no"  # integer-only hardware has no float
         return RestoreFloat(self.fidelity) if recovered and returns else None
 

@@ -309,8 +309,6 @@ def test_where_torch_is_installed_the_whole_model_is_trained(torch: Any) -> None
     for effort, seconds in (("default", 25.0), ("more", 90.0)):
         step = following([solved], samples, effort=effort)
         assert isinstance(step, Distill) and step.seconds == seconds
-    blocks = taken("reconstruct", model, fidelity=20.0, fidelity_after=22.0)
-    assert isinstance(following([blocks], samples, effort="more"), Distill)
     trained = taken("distill", model, fidelity=22.0, fidelity_after=23.0)
     last = following([solved, trained], samples)
     assert last is not None and last.name == "restore-float"
