@@ -279,6 +279,9 @@ def _for_products(model: ir.Model, where: Site, rules: QuantizationRules) -> boo
         for node, index in read
         if where.readers is None or (node.name or "", index) in where.readers
     ]
+    values = [node.inputs[index] for node, index in readers]
+    if any(value is not None and _is_whole(value) for value in values):
+        return False  # its own steps hold every number exactly
     return bool(readers) and all(
         node.op_type in rules.dynamic
         and index == 0
@@ -286,6 +289,12 @@ def _for_products(model: ir.Model, where: Site, rules: QuantizationRules) -> boo
         and is_constant(node.inputs[1])
         for node, index in readers
     )
+
+
+def _is_whole(value: ir.Value) -> bool:
+    """Whether a value holds whole numbers, as ``split-operands`` makes them."""
+    maker = value.producer()
+    return maker is not None and maker.op_type == "Round"
 
 
 def _ranking(model: ir.Model, params: Parameters, context: Context) -> dict[str, object]:

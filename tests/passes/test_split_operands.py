@@ -94,6 +94,14 @@ def test_a_classifier_reads_sixteen_bits_in_two_parts() -> None:
     assert decibels(changed, prepared, samples) > 60
 
 
+def test_whole_numbers_keep_their_steps_where_ranges_of_every_call_gain() -> None:
+    model, samples = classifier(), rows((12, 32))
+    apply("split-operands", model, samples)
+    apply("static-int8", model, samples, activations="symmetric")
+    params = {where.value: chain[0] for where, chain in read(model).items()}
+    assert params["/gemm_4_whole"].scale == 1
+
+
 def test_a_product_that_is_no_small_part_of_the_model_is_left_alone() -> None:
     model, samples = classifier(inner=16), rows((12, 32))
     before = ir.to_proto(model).SerializeToString()
