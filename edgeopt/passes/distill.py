@@ -63,7 +63,10 @@ ROUNDS = 8
 """So often each sample is trained on at most; small sets are learned by heart soon."""
 
 LEAST_ITERATIONS = 30
-"""Fewer teach nothing."""
+"""Of few samples this many are made all the same."""
+
+WORTHWHILE = 60
+"""Where time allows fewer, they would be worth less than they cost."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +154,7 @@ class Distill(Pass):
         each = lessons.seconds(model, size)
         most = max(LEAST_ITERATIONS, ROUNDS * len(lessons.calls) // size)
         count = int(min(self.seconds / max(each, 1e-9), self.iterations, most))
-        if count < min(LEAST_ITERATIONS, self.iterations):
+        if self.seconds < each * min(WORTHWHILE, self.iterations, most):
             return Change(
                 summary=f"left as it is: {self.seconds:g} s are {count} iterations, too few to learn"
             )

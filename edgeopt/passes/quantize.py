@@ -62,9 +62,6 @@ FAITHFUL = 30.0
 CPU_SECONDS = 240.0
 """Processor time after which no further step begins."""
 
-MINUTE = 60.0
-"""CPU seconds in which the steps shall end, as far as that is known, where no more effort is asked for."""
-
 IN_VAIN = 3
 """So many steps in a row that gain too little end the recovery of accuracy."""
 
@@ -83,7 +80,7 @@ Preparing = (
 PREPARING: tuple[type[Preparing], ...] = get_args(Preparing)
 """Steps before static int8, in order; all are exact in float."""
 
-LESS = Distill(seconds=25.0, iterations=250)
+LESS = Distill(seconds=20.0, iterations=250)
 """The training of the whole model where no more effort is asked for."""
 
 MORE = Distill(seconds=90.0, iterations=1500, weights=0.003, biases=0.01)
@@ -91,9 +88,6 @@ MORE = Distill(seconds=90.0, iterations=1500, weights=0.003, biases=0.01)
 
 WITHOUT = "torch is not installed, so scales are not learned (pip install 'edgeopt[torch]')"
 """What the ledger says where the training was left out."""
-
-LATE = "the steps before took most of a CPU minute (effort: more trains all the same)"
-"""What it says where the model is too large to be trained for some seconds."""
 
 PRODUCTS = ("MatMul", "Gemm", "LSTM", "GRU", "RNN")
 
@@ -198,10 +192,7 @@ class Quantize(Plan):
             return BiasCorrection()
         solved = isinstance(last, (Gptq, BiasCorrection))
         if solved and find_spec("torch") is not None and _in_vain(ledger) < IN_VAIN:
-            if self.effort == "more":
-                return MORE
-            if not _late(ledger):
-                return LESS
+            return MORE if self.effort == "more" else LESS
         recovered = isinstance(last, (StaticInt8, Gptq, BiasCorrection, Distill))
         returns = self.fidelity > 0 and self.throughout == "no"  # integer-only hardware has no float
         return RestoreFloat(self.fidelity) if recovered and returns else None
@@ -284,17 +275,10 @@ class Quantize(Plan):
 
 
 def _hint(ledger: Sequence[Entry]) -> EndPlan | None:
-    """What stands last in the ledger where training would have brought more."""
+    """What stands last in the ledger where torch would have brought more."""
     if not _has(ledger, Gptq) or _has(ledger, Distill) or _has(ledger, EndPlan):
         return None
-    if find_spec("torch") is None:
-        return EndPlan((Distill.name,), WITHOUT)
-    return EndPlan((Distill.name,), LATE) if _late(ledger) and _in_vain(ledger) < IN_VAIN else None
-
-
-def _late(ledger: Sequence[Entry]) -> bool:
-    """Whether training would not end within the minute."""
-    return sum(entry.cpu_seconds for entry in ledger) > MINUTE - LESS.seconds
+    return EndPlan((Distill.name,), WITHOUT) if find_spec("torch") is None else None
 
 
 def _reached(ledger: Sequence[Entry]) -> float:
