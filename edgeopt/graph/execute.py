@@ -73,22 +73,12 @@ class Executor(Closing):
                     os.fspath(path), options, providers=["CPUExecutionProvider"]
                 )
             else:
-                proto, constants = _parted(tapped)
-                plain = onnxruntime.SessionOptions()
-                plain.inter_op_num_threads = 1
-                plain.log_severity_level = 4
-                plain.graph_optimization_level = options.graph_optimization_level
-                plain.intra_op_num_threads = threads
+                # Where it optimizes, onnxruntime may not find a lent constant that it wants to replace.
+                proto, constants = (ir.to_proto(tapped), {}) if optimize else _parted(tapped)
                 self._lent = lend(proto, constants, options)
-                try:
-                    self._session = onnxruntime.InferenceSession(
-                        proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
-                    )
-                except Exception:  # optimizing, onnxruntime may not find a lent bias that it replaces
-                    self._lent = []
-                    self._session = onnxruntime.InferenceSession(
-                        ir.to_proto(tapped).SerializeToString(), plain, providers=["CPUExecutionProvider"]
-                    )
+                self._session = onnxruntime.InferenceSession(
+                    proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+                )
         except Exception as failure:  # onnxruntime raises a class of its own per status code
             self.close()
             raise RuntimeFailure(f"onnxruntime cannot load the model: {first_line(failure)}") from failure

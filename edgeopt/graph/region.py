@@ -87,8 +87,8 @@ def open_session(
 
     Args:
         proto: The part.
-        constants: Further initializers, which are read where they lie: the caller keeps them as long as
-            the session.
+        constants: Further initializers; in reference mode they are read where they lie, so the caller keeps
+            them as long as the session.
         optimize: Let onnxruntime optimize it, which is not its reference mode.
 
     Raises:
@@ -98,9 +98,12 @@ def open_session(
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 4
     options.enable_cpu_mem_arena = options.enable_mem_pattern = False
-    if not optimize:
+    given = constants or {}
+    if optimize:  # it may not find a lent constant that it wants to replace
+        proto.graph.initializer.extend(onnx.numpy_helper.from_array(given[name], name) for name in given)
+    else:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    lend(proto, constants or {}, options)
+        lend(proto, given, options)
     return onnxruntime.InferenceSession(
         proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
