@@ -52,33 +52,33 @@ class Executor(Closing):
         optimize: bool = False,
         threads: int = 1,
     ) -> None:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 4
-        if not optimize:
-            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         tapped = with_outputs(model, taps) if taps else model
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._lent: list[onnxruntime.OrtValue] = []  # they must outlive the session
         size = _bytes_in_memory(tapped)
-        if size > IN_MEMORY:  # weights packed for the kernels are copies; as they are they stay in their file
-            options.add_session_config_entry("session.disable_prepacking", "1")
         try:
             if size > IN_MEMORY or _has_external(tapped):
+                options = _options(optimize, threads)
+                if (
+                    size > IN_MEMORY
+                ):  # weights packed for kernels are copies; as they are they stay in their file
+                    options.add_session_config_entry("session.disable_prepacking", "1")
                 self._folder = tempfile.TemporaryDirectory(prefix="edgeopt-")
                 path = Path(self._folder.name) / "model.onnx"
                 ir.save(tapped, path, external_data="model.data")
                 self._session = onnxruntime.InferenceSession(
                     os.fspath(path), options, providers=["CPUExecutionProvider"]
                 )
+            elif optimize:
+                self._session = _opened(ir.to_proto(tapped), _options(optimize, threads))
             else:
-                # Where it optimizes, onnxruntime may not find a lent constant that it wants to replace.
-                proto, constants = (ir.to_proto(tapped), {}) if optimize else _parted(tapped)
+                options = _options(optimize, threads)
+                proto, constants = _parted(tapped)
                 self._lent = lend(proto, constants, options)
-                self._session = onnxruntime.InferenceSession(
-                    proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
-                )
+                try:
+                    self._session = _opened(proto, options)
+                except Exception:  # it looks in vain for a lent bias that it means to replace, or fails again
+                    self._session = _opened(ir.to_proto(tapped), _options(optimize, threads))
         except Exception as failure:  # onnxruntime raises a class of its own per status code
             self.close()
             raise RuntimeFailure(f"onnxruntime cannot load the model: {first_line(failure)}") from failure
@@ -116,6 +116,22 @@ class Executor(Closing):
         """Runs one call after another, keeping none: memory does not grow with their number."""
         for feeds in samples:
             yield self.run(feeds, names)
+
+
+def _options(optimize: bool, threads: int) -> onnxruntime.SessionOptions:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    if not optimize:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return options
+
+
+def _opened(proto: onnx.ModelProto, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+    return onnxruntime.InferenceSession(
+        proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
 
 
 def with_outputs(model: ir.Model, names: Sequence[str]) -> ir.Model:

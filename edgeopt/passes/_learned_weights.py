@@ -16,7 +16,6 @@ from typing import Protocol
 import onnx_ir as ir
 
 from edgeopt.graph.autograd.operators import Tensor, require_torch
-from edgeopt.graph.autograd.quantizers import rounding_logits, rounding_share, soft_round
 
 WARM = 0.2
 """Share of the iterations in which nothing drives the choices to an end."""
@@ -114,6 +113,8 @@ class Chosen:
         rate: float = CHOICES,
     ) -> None:
         torch = require_torch()
+        from edgeopt.graph.autograd.quantizers import rounding_logits
+
         self._weights, self._start, self._steps = list(weights), start, steps
         self._zero = torch.zeros(())
         self._behind = {weight.name: _dequantized(graph.initializers[weight.name]) for weight in weights}
@@ -136,6 +137,8 @@ class Chosen:
         """What undecided choices cost, once the training is warm."""
         if progress < WARM or not self._logits:
             return 0.0
+        from edgeopt.graph.autograd.quantizers import rounding_share
+
         sharp = BLUNTEST + (SHARPEST - BLUNTEST) * (progress - WARM) / (1 - WARM)
         costs = [
             (1 - (2 * rounding_share(logits) - 1).abs() ** sharp).mean() for logits in self._logits.values()
@@ -153,6 +156,8 @@ class Chosen:
         }
 
     def _at(self, weight: Weight, logits: Tensor) -> Tensor:
+        from edgeopt.graph.autograd.quantizers import soft_round
+
         return soft_round(
             self._start[weight.name], self._steps[weight.name], self._zero, weight.low, weight.high, logits
         )
