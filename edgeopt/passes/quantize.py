@@ -80,7 +80,7 @@ Preparing = (
 PREPARING: tuple[type[Preparing], ...] = get_args(Preparing)
 """Steps before static int8, in order; all are exact in float."""
 
-LESS = Distill(seconds=20.0, iterations=250)
+LESS = Distill(seconds=12.0, iterations=250)
 """The training of the whole model where no more effort is asked for."""
 
 MORE = Distill(seconds=90.0, iterations=1500, weights=0.003, biases=0.01)
