@@ -12,6 +12,9 @@ from edgeopt.graph.names import original_names
 from edgeopt.graph.quantization import read
 from edgeopt.platform import QuantizationRules, RuntimeVersion, load_runtime
 
+ALREADY = "the model comes with quantization of its own, which stays as it is"
+"""What is said of such a model."""
+
 OURS = "edgeopt.quantized"
 """The key in a model's ``metadata_props`` that says whose its quantization is."""
 

@@ -30,7 +30,7 @@ from edgeopt.graph.names import name_nodes, original_names
 from edgeopt.graph.observers import tapped
 from edgeopt.graph.quantization import Names, add_initializer
 from edgeopt.passes._calibration import WORTH, Calls, Reference, int8_worth
-from edgeopt.passes._rules import kept, quantization_rules
+from edgeopt.passes._rules import comes_quantized, kept, quantization_rules
 from edgeopt.passes.base import Context, Facet, Keeps, Pass, Stage
 from edgeopt.passes.equalize_channels import Pair, find_pair
 
@@ -70,6 +70,8 @@ class AbsorbBiases(Pass):
         Raises:
             UserError: A pattern of ``keep_float`` matches no node.
         """
+        if comes_quantized(model):
+            return Change(summary="already quantized")
         name_nodes(model)
         keep = set(kept(model, self.keep_float))
         change = Change()

@@ -15,9 +15,9 @@ from edgeopt.graph.change import Change
 from edgeopt.graph.names import name_nodes
 from edgeopt.graph.placement import is_constant, site
 from edgeopt.graph.quantization import QuantParams, write
-from edgeopt.passes._rules import comes_quantized, kept, mark, quantization_rules, settled
+from edgeopt.passes._rules import ALREADY, comes_quantized, kept, mark, quantization_rules, settled
 from edgeopt.passes.base import Context, Facet, Keeps, Pass, Stage
-from edgeopt.passes.static_int8 import ALREADY, NOTHING_LEFT
+from edgeopt.passes.static_int8 import NOTHING_LEFT
 from edgeopt.passes.weight_only import layouts_of, parameters_of, wanted
 
 WITH_DATA = (

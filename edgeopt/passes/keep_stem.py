@@ -23,7 +23,7 @@ from edgeopt.graph.change import Change
 from edgeopt.graph.names import name_nodes, original_names
 from edgeopt.graph.placement import place
 from edgeopt.passes._calibration import Calls, Reference, calibrate, scales, worth
-from edgeopt.passes._rules import kept, quantization_rules
+from edgeopt.passes._rules import comes_quantized, kept, quantization_rules
 from edgeopt.passes.base import Context, Facet, Keeps, Pass, Stage
 from edgeopt.passes.restore_pixels import LARGEST_SHARE, first_convolution
 from edgeopt.passes.split_leaky_relu import NARROW, macs
@@ -69,6 +69,8 @@ class KeepStem(Pass):
         Raises:
             UserError: A pattern of ``keep_float`` matches no node.
         """
+        if comes_quantized(model):
+            return Change(summary="already quantized")
         name_nodes(model)
         change = Change(summary="none")
         rules = quantization_rules(context.rules)

@@ -52,7 +52,7 @@ from edgeopt.passes._calibration import (
     scales,
     worth,
 )
-from edgeopt.passes._rules import kept, quantization_rules
+from edgeopt.passes._rules import comes_quantized, kept, quantization_rules
 from edgeopt.passes.base import Context, Facet, Keeps, Pass, Stage
 from edgeopt.platform import QuantizationRules
 
@@ -126,6 +126,8 @@ class NormalizeRows(Pass):
         Raises:
             UserError: A pattern of ``keep_float`` matches no node.
         """
+        if comes_quantized(model):
+            return Change(summary="already quantized")
         name_nodes(model)
         rules = quantization_rules(context.rules)
         keep = set(kept(model, self.keep_float))

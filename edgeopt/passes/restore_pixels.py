@@ -35,7 +35,7 @@ from edgeopt.graph.placement import is_constant, place
 from edgeopt.graph.quantization import FIRST_OPSET, Names, QuantParams, Site, add_initializer
 from edgeopt.passes._calibration import WORTH, Calls, calibrate, scales, worth
 from edgeopt.passes._lattice import LEVELS, OFF, Lattice, channel_lattices
-from edgeopt.passes._rules import kept, quantization_rules
+from edgeopt.passes._rules import comes_quantized, kept, quantization_rules
 from edgeopt.passes.base import Context, Facet, Keeps, Pass, Samples, Stage
 from edgeopt.platform import QuantizationRules
 
@@ -86,6 +86,8 @@ class RestorePixels(Pass):
         Raises:
             UserError: A pattern of ``keep_float`` matches no node.
         """
+        if comes_quantized(model):
+            return Change(summary="already quantized")
         name_nodes(model)
         change = Change(summary="none")
         data = context.calibration

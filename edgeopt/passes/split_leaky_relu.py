@@ -30,7 +30,7 @@ from edgeopt.graph.observers import Observer
 from edgeopt.graph.placement import Placement, is_constant
 from edgeopt.graph.quantization import Names, Parameters, add_initializer, drop_initializer
 from edgeopt.passes._calibration import Calls, Reference, calibrate, scales, worth
-from edgeopt.passes._rules import kept, quantization_rules
+from edgeopt.passes._rules import comes_quantized, kept, quantization_rules
 from edgeopt.passes.base import Context, Facet, Keeps, Pass, Stage
 from edgeopt.platform import QuantizationRules
 
@@ -95,6 +95,8 @@ class SplitLeakyRelu(Pass):
         Raises:
             UserError: A pattern of ``keep_float`` matches no node.
         """
+        if comes_quantized(model):
+            return Change(summary="already quantized")
         name_nodes(model)
         change = Change(summary="none")
         rules = quantization_rules(context.rules)

@@ -31,7 +31,7 @@ from edgeopt.graph.observers import Observer
 from edgeopt.graph.placement import is_constant
 from edgeopt.graph.quantization import Names, Parameters, add_initializer
 from edgeopt.passes._calibration import Calls, Reference, calibrate, comparing, scales, worth
-from edgeopt.passes._rules import kept, quantization_rules
+from edgeopt.passes._rules import comes_quantized, kept, quantization_rules
 from edgeopt.passes.base import Context, Facet, Keeps, Pass, Samples, Stage
 from edgeopt.passes.normalize_rows import Group, normalize, normalized, row_groups
 from edgeopt.platform import QuantizationRules
@@ -71,6 +71,8 @@ class SplitOperands(Pass):
         Raises:
             UserError: A pattern of ``keep_float`` matches no node.
         """
+        if comes_quantized(model):
+            return Change(summary="already quantized")
         name_nodes(model)
         rules = quantization_rules(context.rules)
         keep = set(kept(model, self.keep_float))

@@ -27,7 +27,7 @@ from edgeopt.graph.quantization import Parameters, QuantParams, Site, write
 from edgeopt.graph.thresholds import PERCENTILE, Method
 from edgeopt.passes._calibration import METHODS, Calls, Reference, Watched, calibrate, scales, worth
 from edgeopt.passes._calibration_lint import lint
-from edgeopt.passes._rules import comes_quantized, kept, mark, quantization_rules, settled
+from edgeopt.passes._rules import ALREADY, comes_quantized, kept, mark, quantization_rules, settled
 from edgeopt.passes._sensitivity import Trial, shown, told
 from edgeopt.passes._throughout import Throughout, channel_parameters, place_throughout
 from edgeopt.passes.base import Context, Facet, Keeps, Pass, Stage
@@ -42,8 +42,6 @@ CUTTING = 0.2
 
 PER_CALL = 1.0
 """dB on the validation samples that ranges computed at every call must gain."""
-
-ALREADY = "the model comes with quantization of its own, which stays as it is"
 
 NOTHING_LEFT = "earlier passes have quantized all layers that this one would"
 """What is said where schemes are mixed and nothing is left."""

@@ -262,3 +262,36 @@ def test_int4_needs_opset_21() -> None:
     model.opset_imports[""] = 17
     with pytest.raises(ModelError, match="opset 21"):
         write(model, {Site("w"): [QuantParams(ir.DataType.INT4, np.array(np.float32(0.1)))]})
+
+
+def test_integers_that_are_quantized_once_more_are_one_chain() -> None:
+    """As in a file whose weights are stored narrow and read at another scale."""
+    narrow = ir.Value(name="w", const_value=ir.tensor(np.arange(12, dtype=np.uint8).reshape(4, 3), name="w"))
+    scales = [
+        ir.Value(name=name, const_value=ir.tensor(np.array(number, np.float32), name=name))
+        for name, number in (("one", 0.5), ("two", 0.25))
+    ]
+    x = ir.val("x", ir.DataType.FLOAT, [2, 4])
+    wide = ir.node("DequantizeLinear", [narrow, scales[0]], name="first")
+    again = ir.node("QuantizeLinear", [wide.outputs[0], scales[1]], name="again")
+    back = ir.node("DequantizeLinear", [again.outputs[0], scales[1]], name="back")
+    product = ir.node("MatMul", [x, back.outputs[0]], name="product")
+    nodes = [wide, again, back, product]
+    for index, node in enumerate(nodes):
+        node.outputs[0].name = f"v{index}"
+        node.outputs[0].type = ir.TensorType(ir.DataType.UINT8 if node is again else ir.DataType.FLOAT)
+    for value in (narrow, *scales):
+        value.type = ir.TensorType(value.const_value.dtype)
+        value.shape = ir.Shape(value.const_value.shape.numpy())
+    graph = ir.Graph(
+        [x], product.outputs, nodes=nodes, initializers=[narrow, *scales], opset_imports={"": 21}, name="g"
+    )
+    model = ir.Model(graph, ir_version=10)
+    params = read(model)
+    assert [len(chain) for chain in params.values()] == [2]
+    feeds = {"x": np.ones((2, 4), np.float32)}
+    before = Executor(model).run(feeds)["v3"]
+    strip(model)
+    assert [node.op_type for node in model.graph] == ["MatMul"]
+    write(model, params)
+    np.testing.assert_array_equal(Executor(model).run(feeds)["v3"], before)

@@ -79,6 +79,7 @@ def _heads(graph: ir.Graph) -> Iterable[tuple[ir.Value, list[_Link]]]:
             known = links.setdefault(value, [])
             if (params := _params(node, value)) is not None and all(link.params == params for link in known):
                 known.append(_Link(params, [node], [node.outputs[0]]))
+                inner.add(node.outputs[0])  # which may be quantized once more
             continue
         if (link := _link(node)) is None:
             continue
