@@ -31,10 +31,11 @@ class EndPlan(Pass):
         """Returns a change without rewrites."""
         if not self.left_out:
             return Change(summary=self.reason)
-        sentence = f"{self.reason}: {', '.join(self.left_out)} left out"
+        listed = f"{', '.join(self.left_out)} left out"
+        sentence = f"{self.reason}: {listed}"
         context.log.info(sentence)
         return Change(
-            summary=sentence,
+            summary=listed,
             skipped=[Skipped(self.name, step, self.reason) for step in self.left_out],
             details={"left_out": list(self.left_out)},
             notes=[sentence],

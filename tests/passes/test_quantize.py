@@ -309,7 +309,7 @@ def test_the_plan_names_the_steps_that_the_effort_allows(monkeypatch: pytest.Mon
     _, ledger = quantize(model.clone(), samples, effort="more")
     steps = ["static-int8", "search-ranges", "gptq", "restore-float", "end-plan"]
     assert [entry.step.name for entry in ledger][-5:] == steps
-    assert "edgeopt[torch]" in ledger[-1].change.summary
+    assert "edgeopt[torch]" in ledger[-1].change.notes[0]
     assert ledger[-1].change.details["left_out"] == ["distill"]
 
 
