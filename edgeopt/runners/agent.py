@@ -68,10 +68,15 @@ end = time.monotonic() + grace
 while time.monotonic() < end and os.path.exists(folder):
     time.sleep(0.2)
 try:
-    lock = os.open(os.path.join(folder, "lock"), os.O_RDWR)
+    path = os.path.join(folder, "lock")
+    lock = os.open(path, os.O_RDWR)
     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    if os.fstat(lock).st_ino == os.stat(os.path.join(folder, "lock")).st_ino:
-        shutil.rmtree(folder)
+    if os.fstat(lock).st_ino == os.stat(path).st_ino:
+        for attempt in range(50):
+            shutil.rmtree(folder, ignore_errors=True)
+            if not os.path.exists(folder) or os.path.exists(path):  # a new agent's lock
+                break
+            time.sleep(0.1)  # what deletes the userland was at work in it too
 except OSError:
     pass  # gone, or another agent is at work and will delete it
 """
