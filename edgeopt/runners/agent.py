@@ -72,7 +72,7 @@ try:
     lock = os.open(path, os.O_RDWR)
     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     if os.fstat(lock).st_ino == os.stat(path).st_ino:
-        for attempt in range(50):
+        for _ in range(50):
             shutil.rmtree(folder, ignore_errors=True)
             if not os.path.exists(folder) or os.path.exists(path):  # a new agent's lock
                 break
@@ -272,7 +272,12 @@ class Store:
         """Deletes the folder, where no other agent uses it."""
         try:
             if _lock(self.lock, fcntl.LOCK_EX) and self._same(self.folder, self.lock):
-                shutil.rmtree(self.folder, ignore_errors=True)
+                for _ in range(50):
+                    shutil.rmtree(self.folder, ignore_errors=True)
+                    lock = os.path.join(self.folder, "lock")
+                    if not os.path.exists(self.folder) or os.path.exists(lock):  # a new agent's
+                        return
+                    time.sleep(0.1)  # what deletes the userland was at work in it too
         except OSError:
             return
 
@@ -693,7 +698,8 @@ class Agent:
         self.cleaner = None
 
     def _cleaning(self, folder: str) -> List[str]:
-        return START + ["-S", "-E", "-c", CLEANER, folder, str(self.grace)]
+        # Without -B it would write bytecode into the userland, and make anew what was deleted meanwhile.
+        return START + ["-B", "-S", "-E", "-c", CLEANER, folder, str(self.grace)]
 
     def _become_cleaner(self, folder: str) -> None:
         """Turns this process into a small one that is not a part of the connection."""
